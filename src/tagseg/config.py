@@ -1,0 +1,168 @@
+"""Frozen dataclass configs: budgets, overrides from a file and the command line, the canonical form for keys."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tagseg.types import UsageError
+
+BUDGETS = ("quick", "standard", "paper")
+MAX_CONFIG_BYTES = 1_000_000
+C = TypeVar("C")
+
+
+def unkeyed(default: Any) -> Any:
+    """A config field that cannot change the result (workers, prefetch, logging) and so does not enter keys."""
+    return dataclasses.field(default=default, metadata={"keyed": False})
+
+
+def is_config(value: object) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def canonical(cfg: Any) -> Any:
+    """The keyed fields of a config as plain JSON values; equal configs have equal canonical forms."""
+    if is_config(cfg):
+        return {
+            f.name: canonical(getattr(cfg, f.name)) for f in dataclasses.fields(cfg) if f.metadata.get("keyed", True)
+        }
+    if isinstance(cfg, Mapping):
+        return {str(k): canonical(v) for k, v in sorted(cfg.items())}
+    if isinstance(cfg, tuple | list):
+        return [canonical(v) for v in cfg]
+    if cfg is None or isinstance(cfg, str | int | float | bool):
+        return cfg
+    raise UsageError(f"config value {cfg!r} of type {type(cfg).__name__}: expected str, number, bool, None or a tuple")
+
+
+def leaves(cfg: Any, prefix: str = "") -> Iterator[tuple[str, Any, bool]]:
+    """Every leaf setting as (dotted name, value, whether it enters keys)."""
+    for f in dataclasses.fields(cfg):
+        value, keyed = getattr(cfg, f.name), f.metadata.get("keyed", True)
+        if is_config(value):
+            for name, inner, inner_keyed in leaves(value, f"{prefix}{f.name}."):
+                yield name, inner, keyed and inner_keyed
+        else:
+            yield f"{prefix}{f.name}", value, keyed
+
+
+def replace(cfg: C, name: str, value: Any) -> C:
+    """A copy with the setting of that dotted name changed; an unknown name is a `UsageError` naming the nearest."""
+    head, _, rest = name.partition(".")
+    names = [f.name for f in dataclasses.fields(cfg)]  # type: ignore[arg-type]
+    if head not in names or (rest and not is_config(getattr(cfg, head))):
+        known = [n for n, _, _ in leaves(cfg)]
+        raise UsageError(f"setting {name!r} is unknown; {_nearest(name, known)}")
+    inner = replace(getattr(cfg, head), rest, value) if rest else value
+    return dataclasses.replace(cfg, **{head: inner})  # type: ignore[type-var]
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    return f"did you mean {', '.join(close)}?" if close else f"known settings: {', '.join(known)}"
+
+
+def with_budget(cfg: C, budget: str) -> C:
+    """Apply the budget's values: each config class may hold them in `BUDGETS = {"quick": {field: value}, ...}`."""
+    if budget not in BUDGETS:
+        raise UsageError(f"--budget {budget!r} is unknown; expected one of {', '.join(BUDGETS)}")
+    inner = {
+        f.name: with_budget(getattr(cfg, f.name), budget)
+        for f in dataclasses.fields(cfg)  # type: ignore[arg-type]
+        if is_config(getattr(cfg, f.name))
+    }
+    own = getattr(type(cfg), "BUDGETS", {}).get(budget, {})
+    return dataclasses.replace(cfg, **{**inner, **own})  # type: ignore[type-var]
+
+
+def resolve(cfg: C, values: Mapping[str, Any]) -> C:
+    """Give every field named in `values` that still says "auto" its value (device, precision, backbone recipe)."""
+    changes: dict[str, Any] = {}
+    for f in dataclasses.fields(cfg):  # type: ignore[arg-type]
+        value = getattr(cfg, f.name)
+        if is_config(value):
+            changes[f.name] = resolve(value, values)
+        elif f.name in values and value == "auto":
+            changes[f.name] = values[f.name]
+    return dataclasses.replace(cfg, **changes)  # type: ignore[type-var]
+
+
+def load(default: C, file: Path | None = None, sets: tuple[str, ...] = ()) -> C:
+    """Override `default`: first by a YAML file, then by `a.b=value` settings; types and names are checked."""
+    given: list[tuple[str, str, Any]] = []
+    if file is not None:
+        given += [(f"{file}", name, value) for name, value in _flatten(_read_yaml(file))]
+    for item in sets:
+        name, found, text = item.partition("=")
+        if not found:
+            raise UsageError(f"--set {item!r}: expected NAME=VALUE, for example --set classifier.epochs=3")
+        given.append(("--set", name.strip(), text))
+    for where, name, value in given:
+        default = replace(default, name, _typed(default, where, name, value))
+    return default
+
+
+def _typed(cfg: Any, where: str, name: str, value: Any) -> Any:
+    """The value as the field's annotated type, parsed by jsonargparse, which also reads `[1, 2]`, `null`, `1e-3`."""
+    import typing
+
+    import jsonargparse
+
+    owner = cfg
+    replace(cfg, name, None)  # raises for unknown names
+    for part in name.split(".")[:-1]:
+        owner = getattr(owner, part)
+    kind = typing.get_type_hints(type(owner))[name.rsplit(".", 1)[-1]]
+    if dataclasses.is_dataclass(kind):
+        first = dataclasses.fields(kind)[0].name
+        raise UsageError(f"{where}: {name!r} is a group of settings; set one of them, for example {name}.{first}")
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=kind)
+    try:
+        return (
+            parser.parse_object({"value": value}).value
+            if not isinstance(value, str)
+            else parser.parse_args([f"--value={value}"]).value
+        )
+    except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
+        kind_name = getattr(kind, "__name__", str(kind))
+        raise UsageError(
+            f"{where}: {name} = {value!r}: expected {kind_name} ({str(error).splitlines()[-1].strip()[:160]})"
+        ) from error
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _read_yaml(file: Path) -> Mapping[str, Any]:
+    """A small YAML mapping; anchors (alias bombs), python tags and files over 1 MB are refused."""
+    import yaml
+
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {file}: cannot be read ({error})") from error
+    if len(text) > MAX_CONFIG_BYTES:
+        raise UsageError(f"--config {file}: {len(text)} bytes, expected at most {MAX_CONFIG_BYTES}")
+    try:
+        if any(isinstance(token, yaml.AliasToken | yaml.AnchorToken) for token in yaml.scan(text)):
+            raise UsageError(f"--config {file}: anchors and aliases (& and *) are not accepted; write the values out")
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--config {file}: not plain YAML ({str(error).splitlines()[0]})") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UsageError(
+            f"--config {file}: found a {type(tree).__name__}, expected settings such as `classifier: {{epochs: 3}}`"
+        )
+    return tree

@@ -1,0 +1,358 @@
+"""Artifacts on disk: `@stage`, keys, plan before running, atomic commit, resume inside a stage, one lock per key."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import resource
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
+
+from tagseg import config
+from tagseg.types import EnvironmentFault, IntegrityError, Interrupted, UsageError
+
+P = ParamSpec("P")
+RECORD = "record.json"
+RESTART_ON = ("torch", "numpy", "numba")
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+class Value(Protocol):
+    """Anything a stage takes: identified by content, never by place."""
+
+    @property
+    def key(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished (or, while planning, future) folder of results."""
+
+    key: str
+    path: Path
+
+    @functools.cached_property
+    def record(self) -> dict[str, Any]:
+        """What made it: stage, config, inputs, seconds, memory, versions, events."""
+        return verify(self.path)
+
+
+K = TypeVar("K", bound=Artifact)
+
+
+@dataclass
+class Step:
+    """One line of the plan or of the lineage."""
+
+    stage: str
+    key: str
+    path: Path
+    state: Literal["done", "to do", "maybe", "ran"]
+    inputs: list[str]
+    config: Any
+    seconds: float = 0.0
+
+
+@dataclass
+class Run:
+    """What a stage call needs to know about this process: where artifacts live, how to report, whether to plan only."""
+
+    cache: Path
+    workers: int = 2
+    planning: bool = False
+    progress: Callable[[str, int, int, str], None] = lambda stage, done, total, note: None
+    stopping: Callable[[], bool] = lambda: False
+    steps: list[Step] = field(default_factory=list)
+    unsure: bool = False
+
+    def choice(self, value: Artifact, read: Callable[[], str], options: tuple[str, ...]) -> str:
+        """A choice made from data. While planning, an unmade one is the first option; what hangs on it is "maybe"."""
+        if self.planning and not (value.path / RECORD).exists():
+            self.unsure = True
+            return options[0]
+        return read()
+
+
+@dataclass
+class Work:
+    """What a stage's body sees: its half-done folder, progress, interruption and the record of exceptions."""
+
+    run: Run
+    stage: str
+    folder: Path
+    events: list[str] = field(default_factory=list)
+    meta: dict[str, Any] = field(default_factory=dict)
+    resumed_at: int = 0
+
+    @property
+    def stopping(self) -> bool:
+        return self.run.stopping()
+
+    def tick(self, done: int, total: int, note: str = "") -> None:
+        """Report progress; raise `Interrupted` if the process was asked to end."""
+        self.run.progress(self.stage, done, total, note)
+        if self.stopping:
+            raise Interrupted(f"interrupted in {self.stage} at {done} of {total}; the same command goes on from there")
+
+    def event(self, text: str) -> None:
+        """Note an exception to "the same bytes" (a halved batch, a lowered rate) in the stage's record."""
+        self.events.append(text)
+
+
+def stage(
+    kind: type[K], *, version: int
+) -> Callable[[Callable[Concatenate[Work, P], None]], Callable[Concatenate[Run, P], K]]:
+    """Make `body(work, *values, cfg)` a cached, resumable step: called with a `Run`, it gives the finished artifact."""
+
+    def wrap(body: Callable[Concatenate[Work, P], None]) -> Callable[Concatenate[Run, P], K]:
+        name = f"{body.__module__.removeprefix('tagseg.')}.{body.__name__}"
+
+        @functools.wraps(body)
+        def call(run: Run, *args: P.args, **named: P.kwargs) -> K:
+            values, cfg = _split(name, args, named)
+            step = Step(
+                name, key_of(name, version, cfg, values), Path(), "done", [v.key for v in values], config.canonical(cfg)
+            )
+            step.path = run.cache / f"{name}-{step.key[:24]}"
+            run.steps.append(step)
+            if run.planning:
+                step.state = "done" if (step.path / RECORD).exists() else "maybe" if run.unsure else "to do"
+            elif not (step.path / RECORD).exists():
+                _build(run, step, version, lambda work: body(work, *args, **named))
+            else:
+                step.seconds = verify(step.path)["seconds"]
+            return kind(step.key, step.path)
+
+        call.version = version  # type: ignore[attr-defined]
+        return call
+
+    return wrap
+
+
+def _split(name: str, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[list[Value], Any]:
+    """A stage's arguments are values (or tuples of values), then its config, last."""
+    if named or not args or not config.is_config(args[-1]) or isinstance(args[-1], Artifact):
+        raise UsageError(f"stage {name}: expected positional values and then the stage's config")
+    left = [
+        f"{n}={v}" for n, v, _ in config.leaves(args[-1]) if v == "auto" and n.split(".")[-1] in ("device", "precision")
+    ]
+    if left:
+        raise UsageError(f"stage {name}: {', '.join(left)} must be resolved before a stage is keyed (config.resolve)")
+    values: list[Value] = []
+    for value in args[:-1]:
+        values += list(value) if isinstance(value, tuple) else [value]
+    return values, args[-1]
+
+
+def key_of(name: str, version: int, cfg: Any, values: list[Value]) -> str:
+    """sha256 over stage name, version, canonical config and the keys of the inputs."""
+    text = json.dumps(
+        [name, version, config.canonical(cfg), [v.key for v in values]], sort_keys=True, separators=(",", ":")
+    )
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _build(run: Run, step: Step, version: int, body: Callable[[Work], None]) -> None:
+    """Run the body in KEY.partial and commit it by one rename; whoever comes second waits and finds it done."""
+    partial = step.path.with_name(step.path.name + ".partial")
+    waiting = functools.partial(_say_waiting, run, step.stage)
+    with _space_checked(partial), lock(run.cache / ".locks" / step.path.name, wait=True, told=waiting):
+        if (step.path / RECORD).exists():  # built by the one we waited for
+            step.seconds = verify(step.path)["seconds"]
+            return
+        _open_partial(partial)
+        work = Work(run, step.stage, partial)
+        _reset_peak()
+        with _timed(partial, step):
+            body(work)
+        step.state = "ran"
+        _commit(step, version, partial, work)
+
+
+def _say_waiting(run: Run, stage: str, who: str) -> None:
+    run.progress(stage, 0, 0, f"waiting for {who}")
+
+
+@contextlib.contextmanager
+def _space_checked(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise out_of_space(error, path) from error
+        raise
+
+
+@contextlib.contextmanager
+def _timed(partial: Path, step: Step) -> Iterator[None]:
+    """Seconds of this try and of those that were interrupted before (kill -9 leaves none: then a lower bound)."""
+    note, start = partial / "seconds", time.perf_counter()
+    earlier = float(note.read_text()) if note.exists() else 0.0
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError, EnvironmentFault):
+            write_atomic(note, repr(earlier + time.perf_counter() - start).encode())
+        raise
+    step.seconds = earlier + time.perf_counter() - start
+
+
+def _open_partial(partial: Path) -> None:
+    """Keep a half-done folder made under the same library versions; start a fresh one otherwise. Orphans are swept."""
+    versions, note = {n: v for n, v in library_versions().items() if n in RESTART_ON}, partial / "versions.json"
+    if partial.exists() and not (note.exists() and json.loads(note.read_text()) == versions):
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True, exist_ok=True)
+    for orphan in partial.glob("*.tmp"):
+        orphan.unlink()
+    if not note.exists():
+        write_atomic(note, json.dumps(versions).encode())
+
+
+def _commit(step: Step, version: int, partial: Path, work: Work) -> None:
+    """Hash every output, write the record, rename. Notes and checkpoints of the half-done state stay behind."""
+    for name in ("versions.json", "seconds"):
+        (partial / name).unlink(missing_ok=True)
+    outputs = {
+        p.relative_to(partial).as_posix(): {"sha256": file_sha256(p), "bytes": p.stat().st_size}
+        for p in sorted(partial.rglob("*"))
+        if p.is_file()
+    }
+    record = {
+        "stage": step.stage,
+        "version": version,
+        "key": step.key,
+        "config": step.config,
+        "inputs": step.inputs,
+        "outputs": outputs,
+        "seconds": round(step.seconds, 3),
+        "peak_mb": peak_mb(),
+        "libraries": library_versions(),
+        "events": work.events,
+        "meta": work.meta,
+    }
+    write_atomic(partial / RECORD, json.dumps(record, indent=1).encode())
+    if step.path.exists():  # a folder without a record is not an artifact
+        shutil.rmtree(step.path)
+    os.replace(partial, step.path)
+    fsync_folder(step.path.parent)
+
+
+_verified: dict[Path, dict[str, Any]] = {}
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """The record of a finished artifact after every output was checked against its sha256 (once in a process)."""
+    if path not in _verified:
+        try:
+            record = json.loads((path / RECORD).read_text())
+        except (OSError, ValueError) as error:
+            raise IntegrityError(
+                f"{path}: the record of this artifact cannot be read ({error}); remove the folder and run again"
+            ) from error
+        for name, entry in record["outputs"].items():
+            if not (path / name).is_file() or file_sha256(path / name) != entry["sha256"]:
+                raise IntegrityError(
+                    f"{path / name}: its bytes are not those that were written (expected sha256 "
+                    f"{entry['sha256'][:12]}...); remove the folder {path.name} and run again to rebuild it"
+                )
+        _verified[path] = record
+    return _verified[path]
+
+
+@contextlib.contextmanager
+def lock(file: Path, *, wait: bool, told: Callable[[str], None] = lambda who: None) -> Iterator[None]:
+    """Hold an flock; the kernel frees it when a process dies. Without `wait` a held lock is an `EnvironmentFault`."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            who = handle.read().strip() or "another process"
+            if not wait:
+                raise EnvironmentFault(f"{file.parent}: in use by {who}; wait for it to end or stop it") from None
+            told(who)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()}")
+        handle.flush()
+        yield
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a whole file or nothing: temporary file in the same folder, fsync, replace, fsync of the folder."""
+    with atomic_file(path) as handle:
+        handle.write(data)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that appears under its name only when it is complete and on disk."""
+    temporary = path.with_name(f"{path.name[:200]}.{os.getpid()}.tmp")
+    with _space_checked(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as handle:
+                yield handle
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        fsync_folder(path.parent)
+
+
+def fsync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def out_of_space(error: OSError, path: Path) -> EnvironmentFault:
+    """The error for a disk that takes no more, with what is free there."""
+    place = next((p for p in (path, *path.parents) if p.exists()), Path("/"))
+    free = shutil.disk_usage(place).free / 2**20
+    return EnvironmentFault(
+        f"cannot write {path}: {error.strerror} ({free:.0f} MB free at {place}); free some space, or give another "
+        "place with --out and --cache. Finished work is kept: the same command goes on"
+    )
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+@functools.cache
+def library_versions() -> dict[str, str]:
+    found = {}
+    for name in ("torch", "torchvision", "timm", "numpy", "numba", "scipy", "pillow"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _reset_peak() -> None:
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as handle:
+        handle.write("5")
+
+
+def peak_mb() -> float:
+    """Peak resident memory in MB: since the stage began on Linux, of the process elsewhere."""
+    with contextlib.suppress(OSError, StopIteration), open("/proc/self/status") as handle:
+        return round(int(next(line for line in handle if line.startswith("VmHWM")).split()[1]) / 1024, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)

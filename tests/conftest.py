@@ -1,0 +1,44 @@
+"""Shared test set-up: array shapes are checked against their annotations, torch is single-threaded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+# Signatures in ops and nets are checked at run time. The lattice kernels are compiled by numba, which cannot wrap.
+CHECKED = [
+    "tagseg.ops.geometry",
+    "tagseg.ops.scores",
+    "tagseg.ops.pooling",
+    "tagseg.ops.losses",
+    "tagseg.ops.confusion",
+    "tagseg.ops.crf",
+    "tagseg.ops.boundary",
+    "tagseg.nets",
+]
+install_import_hook(CHECKED, "beartype.beartype")
+
+
+def shared_folder() -> Path | None:
+    """The folder with real data and weights: TAGSEG_SHARED, else ../shared beside the checkout."""
+    named = os.environ.get("TAGSEG_SHARED")
+    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared"
+    return folder if (folder / "data").is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    folder = shared_folder()
+    if folder is None:
+        pytest.skip("real data: set TAGSEG_SHARED to the folder that holds data/ and weights/")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
