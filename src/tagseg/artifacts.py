@@ -169,6 +169,8 @@ def _write_shards(
     meta: dict[str, Any],
 ) -> None:
     """Shard membership is a function of the full id list; finished shards are kept; the index comes last."""
+    if len(set(ids)) != len(ids):
+        raise DataError(f"{work.stage}: found {len(ids) - len(set(ids))} repeated ids, expected each id once")
     parts = [ids[i : i + SHARD] for i in range(0, len(ids), SHARD)]
     names = [f"shard-{i:06d}.tar" for i in range(len(parts))]
     work.resumed_at = sum((work.folder / n).exists() for n in names)
@@ -231,4 +233,4 @@ def read_png(data: bytes) -> U8:
     """The indices of a PNG that `png` wrote, uint8 (H,W)."""
     from PIL import Image
 
-    return np.asarray(Image.open(io.BytesIO(data), formats=["PNG"]))
+    return np.array(Image.open(io.BytesIO(data), formats=["PNG"]))

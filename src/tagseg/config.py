@@ -12,6 +12,7 @@ from tagseg.types import UsageError
 
 BUDGETS = ("quick", "standard", "paper")
 MAX_CONFIG_BYTES = 1_000_000
+MAX_CONFIG_DEPTH = 20
 C = TypeVar("C")
 
 
@@ -34,6 +35,8 @@ def canonical(cfg: Any) -> Any:
         return {str(k): canonical(v) for k, v in sorted(cfg.items())}
     if isinstance(cfg, tuple | list):
         return [canonical(v) for v in cfg]
+    if isinstance(cfg, float) and cfg.is_integer():  # 1.0 == 1, so both must give one key
+        return int(cfg)
     if cfg is None or isinstance(cfg, str | int | float | bool):
         return cfg
     raise UsageError(f"config value {cfg!r} of type {type(cfg).__name__}: expected str, number, bool, None or a tuple")
@@ -52,18 +55,24 @@ def leaves(cfg: Any, prefix: str = "") -> Iterator[tuple[str, Any, bool]]:
 
 def replace(cfg: C, name: str, value: Any) -> C:
     """A copy with the setting of that dotted name changed; an unknown name is a `UsageError` naming the nearest."""
+    _owner(cfg, name)
     head, _, rest = name.partition(".")
-    names = [f.name for f in dataclasses.fields(cfg)]  # type: ignore[arg-type]
-    if head not in names or (rest and not is_config(getattr(cfg, head))):
-        known = [n for n, _, _ in leaves(cfg)]
-        raise UsageError(f"setting {name!r} is unknown; {_nearest(name, known)}")
     inner = replace(getattr(cfg, head), rest, value) if rest else value
     return dataclasses.replace(cfg, **{head: inner})  # type: ignore[type-var]
 
 
-def _nearest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    return f"did you mean {', '.join(close)}?" if close else f"known settings: {', '.join(known)}"
+def _owner(cfg: Any, name: str) -> Any:
+    """The (nested) config that holds the setting of that dotted name."""
+    owner = cfg
+    *groups, last = name.split(".")
+    for part in groups:
+        owner = getattr(owner, part, None) if is_config(owner) else None
+    if not is_config(owner) or last not in {f.name for f in dataclasses.fields(owner)}:
+        known = [n for n, _, _ in leaves(cfg)]
+        close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+        hint = f"did you mean {', '.join(close)}?" if close else f"known settings: {', '.join(known)}"
+        raise UsageError(f"setting {name!r} is unknown; {hint}")
+    return owner
 
 
 def with_budget(cfg: C, budget: str) -> C:
@@ -91,6 +100,14 @@ def resolve(cfg: C, values: Mapping[str, Any]) -> C:
     return dataclasses.replace(cfg, **changes)  # type: ignore[type-var]
 
 
+def assign(cfg: C, values: Mapping[str, Any]) -> C:
+    """Give every field named in `values` its value, whatever it was (the device of another machine)."""
+    for name, _, _ in list(leaves(cfg)):
+        if (last := name.rsplit(".", 1)[-1]) in values:
+            cfg = replace(cfg, name, values[last])
+    return cfg
+
+
 def load(default: C, file: Path | None = None, sets: tuple[str, ...] = ()) -> C:
     """Override `default`: first by a YAML file, then by `a.b=value` settings; types and names are checked."""
     given: list[tuple[str, str, Any]] = []
@@ -112,24 +129,22 @@ def _typed(cfg: Any, where: str, name: str, value: Any) -> Any:
 
     import jsonargparse
 
-    owner = cfg
-    replace(cfg, name, None)  # raises for unknown names
-    for part in name.split(".")[:-1]:
-        owner = getattr(owner, part)
-    kind = typing.get_type_hints(type(owner))[name.rsplit(".", 1)[-1]]
+    kind = typing.get_type_hints(type(_owner(cfg, name)))[name.rsplit(".", 1)[-1]]
     if dataclasses.is_dataclass(kind):
         first = dataclasses.fields(kind)[0].name
         raise UsageError(f"{where}: {name!r} is a group of settings; set one of them, for example {name}.{first}")
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=kind)
     try:
+        if value is None and type(None) not in typing.get_args(kind):  # jsonargparse takes None for "not given"
+            raise TypeError("null is not accepted here")
         return (
             parser.parse_object({"value": value}).value
             if not isinstance(value, str)
             else parser.parse_args([f"--value={value}"]).value
         )
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
-        kind_name = getattr(kind, "__name__", str(kind))
+        kind_name = str(kind) if typing.get_args(kind) else kind.__name__
         raise UsageError(
             f"{where}: {name} = {value!r}: expected {kind_name} ({str(error).splitlines()[-1].strip()[:160]})"
         ) from error
@@ -144,20 +159,27 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def _read_yaml(file: Path) -> Mapping[str, Any]:
-    """A small YAML mapping; anchors (alias bombs), python tags and files over 1 MB are refused."""
+    """A small YAML mapping; anchors (alias bombs), python tags, deep nesting and files over 1 MB are refused."""
     import yaml
 
     try:
-        text = file.read_text(encoding="utf-8")
+        with open(file, "rb") as handle:
+            data = handle.read(MAX_CONFIG_BYTES + 1)
+        if len(data) > MAX_CONFIG_BYTES:
+            raise UsageError(f"--config {file}: too long, expected at most {MAX_CONFIG_BYTES} bytes")
+        text = data.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--config {file}: cannot be read ({error})") from error
-    if len(text) > MAX_CONFIG_BYTES:
-        raise UsageError(f"--config {file}: {len(text)} bytes, expected at most {MAX_CONFIG_BYTES}")
     try:
-        if any(isinstance(token, yaml.AliasToken | yaml.AnchorToken) for token in yaml.scan(text)):
-            raise UsageError(f"--config {file}: anchors and aliases (& and *) are not accepted; write the values out")
+        depth = 0
+        for token in yaml.scan(text):
+            depth += type(token).__name__.endswith("StartToken") - type(token).__name__.endswith("EndToken")
+            if depth > MAX_CONFIG_DEPTH:
+                raise UsageError(f"--config {file}: nested too deeply, expected at most {MAX_CONFIG_DEPTH} levels")
+            if isinstance(token, yaml.AliasToken | yaml.AnchorToken):
+                raise UsageError(f"--config {file}: anchors and aliases (& and *) are not accepted; write them out")
         tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date
         raise UsageError(f"--config {file}: not plain YAML ({str(error).splitlines()[0]})") from error
     if tree is None:
         return {}

@@ -13,7 +13,9 @@ import os
 import resource
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
@@ -22,9 +24,12 @@ from tagseg import config
 from tagseg.types import EnvironmentFault, IntegrityError, Interrupted, UsageError
 
 P = ParamSpec("P")
+In = TypeVar("In")
+Out = TypeVar("Out")
 RECORD = "record.json"
+SCRATCH = "half-done"
 RESTART_ON = ("torch", "numpy", "numba")
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 class Value(Protocol):
@@ -45,6 +50,9 @@ class Artifact:
     def record(self) -> dict[str, Any]:
         """What made it: stage, config, inputs, seconds, memory, versions, events."""
         return verify(self.path)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # to a worker process goes the place, not what was opened there
+        return type(self), (self.key, self.path)
 
 
 K = TypeVar("K", bound=Artifact)
@@ -95,6 +103,11 @@ class Work:
     resumed_at: int = 0
 
     @property
+    def scratch(self) -> Path:
+        """Where checkpoints go: kept with the half-done state until the artifact is committed, and never part of it."""
+        return self.folder / SCRATCH
+
+    @property
     def stopping(self) -> bool:
         return self.run.stopping()
 
@@ -103,6 +116,20 @@ class Work:
         self.run.progress(self.stage, done, total, note)
         if self.stopping:
             raise Interrupted(f"interrupted in {self.stage} at {done} of {total}; the same command goes on from there")
+
+    def map(self, function: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
+        """`function` of each item, in order, by the run's worker threads; a few results ahead, memory stays bounded."""
+        waiting: deque[Future[Out]] = deque()
+        with ThreadPoolExecutor(self.run.workers) as pool:
+            try:
+                for item in items:
+                    waiting.append(pool.submit(function, item))
+                    if len(waiting) > 2 * self.run.workers:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
 
     def event(self, text: str) -> None:
         """Note an exception to "the same bytes" (a halved batch, a lowered rate) in the stage's record."""
@@ -121,7 +148,12 @@ def stage(
         def call(run: Run, *args: P.args, **named: P.kwargs) -> K:
             values, cfg = _split(name, args, named)
             step = Step(
-                name, key_of(name, version, cfg, values), Path(), "done", [v.key for v in values], config.canonical(cfg)
+                name,
+                key_of(name, version, cfg, values),
+                Path(),
+                "done",
+                [v.key for v in _flat(values)],
+                config.canonical(cfg),
             )
             step.path = run.cache / f"{name}-{step.key[:24]}"
             run.steps.append(step)
@@ -139,26 +171,29 @@ def stage(
     return wrap
 
 
-def _split(name: str, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[list[Value], Any]:
+Values = tuple["Value | tuple[Value, ...]", ...]
+
+
+def _flat(values: Values) -> list[Value]:
+    return [v for value in values for v in (value if isinstance(value, tuple) else (value,))]
+
+
+def _split(name: str, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Values, Any]:
     """A stage's arguments are values (or tuples of values), then its config, last."""
-    if named or not args or not config.is_config(args[-1]) or isinstance(args[-1], Artifact):
+    if named or not args or not config.is_config(args[-1]) or hasattr(args[-1], "key"):
         raise UsageError(f"stage {name}: expected positional values and then the stage's config")
-    left = [
-        f"{n}={v}" for n, v, _ in config.leaves(args[-1]) if v == "auto" and n.split(".")[-1] in ("device", "precision")
-    ]
+    left = [f"{n}={v}" for n, v, _ in config.leaves(args[-1]) if v == "auto"]
     if left:
         raise UsageError(f"stage {name}: {', '.join(left)} must be resolved before a stage is keyed (config.resolve)")
-    values: list[Value] = []
-    for value in args[:-1]:
-        values += list(value) if isinstance(value, tuple) else [value]
-    return values, args[-1]
+    if bad := [type(v).__name__ for v in _flat(args[:-1]) if not isinstance(getattr(v, "key", None), str)]:
+        raise UsageError(f"stage {name}: found {', '.join(bad)} as input, expected values that have a key")
+    return args[:-1], args[-1]
 
 
-def key_of(name: str, version: int, cfg: Any, values: list[Value]) -> str:
-    """sha256 over stage name, version, canonical config and the keys of the inputs."""
-    text = json.dumps(
-        [name, version, config.canonical(cfg), [v.key for v in values]], sort_keys=True, separators=(",", ":")
-    )
+def key_of(name: str, version: int, cfg: Any, values: Values) -> str:
+    """sha256 over stage name, version, canonical config and the keys of the inputs (a tuple's keys stay grouped)."""
+    keys = [[v.key for v in value] if isinstance(value, tuple) else value.key for value in values]
+    text = json.dumps([name, version, config.canonical(cfg), keys], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -175,12 +210,14 @@ def _build(run: Run, step: Step, version: int, body: Callable[[Work], None]) -> 
         _reset_peak()
         with _timed(partial, step):
             body(work)
-        step.state = "ran"
         _commit(step, version, partial, work)
+        step.state = "ran"
 
 
 def _say_waiting(run: Run, stage: str, who: str) -> None:
     run.progress(stage, 0, 0, f"waiting for {who}")
+    if run.stopping():
+        raise Interrupted(f"interrupted while waiting for {who} in {stage}; the same command goes on from there")
 
 
 @contextlib.contextmanager
@@ -188,15 +225,17 @@ def _space_checked(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in NO_SPACE:
-            raise out_of_space(error, path) from error
+        named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
+        ours = named.is_relative_to(path.parent) or path.is_relative_to(named)  # not a source that cannot be read
+        if error.errno in DISK_FAULTS and ours:
+            raise out_of_space(error, named) from error
         raise
 
 
 @contextlib.contextmanager
 def _timed(partial: Path, step: Step) -> Iterator[None]:
     """Seconds of this try and of those that were interrupted before (kill -9 leaves none: then a lower bound)."""
-    note, start = partial / "seconds", time.perf_counter()
+    note, start = partial / SCRATCH / "seconds", time.perf_counter()
     earlier = float(note.read_text()) if note.exists() else 0.0
     try:
         yield
@@ -209,24 +248,24 @@ def _timed(partial: Path, step: Step) -> Iterator[None]:
 
 def _open_partial(partial: Path) -> None:
     """Keep a half-done folder made under the same library versions; start a fresh one otherwise. Orphans are swept."""
-    versions, note = {n: v for n, v in library_versions().items() if n in RESTART_ON}, partial / "versions.json"
+    note = partial / SCRATCH / "versions.json"
+    versions = {n: v for n, v in library_versions().items() if n in RESTART_ON}
     if partial.exists() and not (note.exists() and json.loads(note.read_text()) == versions):
         shutil.rmtree(partial)
-    partial.mkdir(parents=True, exist_ok=True)
-    for orphan in partial.glob("*.tmp"):
+    (partial / SCRATCH).mkdir(parents=True, exist_ok=True)
+    for orphan in partial.rglob("*.tmp"):
         orphan.unlink()
     if not note.exists():
         write_atomic(note, json.dumps(versions).encode())
 
 
 def _commit(step: Step, version: int, partial: Path, work: Work) -> None:
-    """Hash every output, write the record, rename. Notes and checkpoints of the half-done state stay behind."""
-    for name in ("versions.json", "seconds"):
-        (partial / name).unlink(missing_ok=True)
+    """Hash every output, write the record, rename. The scratch goes last: a kill before the rename loses nothing."""
+    own = (partial / SCRATCH, partial / RECORD)
     outputs = {
         p.relative_to(partial).as_posix(): {"sha256": file_sha256(p), "bytes": p.stat().st_size}
         for p in sorted(partial.rglob("*"))
-        if p.is_file()
+        if p.is_file() and not any(p.is_relative_to(o) for o in own)
     }
     record = {
         "stage": step.stage,
@@ -246,6 +285,8 @@ def _commit(step: Step, version: int, partial: Path, work: Work) -> None:
         shutil.rmtree(step.path)
     os.replace(partial, step.path)
     fsync_folder(step.path.parent)
+    _verified.pop(step.path, None)
+    shutil.rmtree(step.path / SCRATCH, ignore_errors=True)
 
 
 _verified: dict[Path, dict[str, Any]] = {}
@@ -256,15 +297,18 @@ def verify(path: Path) -> dict[str, Any]:
     if path not in _verified:
         try:
             record = json.loads((path / RECORD).read_text())
-        except (OSError, ValueError) as error:
+            outputs = {name: entry["sha256"] for name, entry in record["outputs"].items()}
+            if not path.name.endswith(f"-{record['key'][:24]}"):
+                raise ValueError(f"it is of key {record['key'][:24]}")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise IntegrityError(
                 f"{path}: the record of this artifact cannot be read ({error}); remove the folder and run again"
             ) from error
-        for name, entry in record["outputs"].items():
-            if not (path / name).is_file() or file_sha256(path / name) != entry["sha256"]:
+        for name, sha256 in outputs.items():
+            if not (path / name).is_file() or file_sha256(path / name) != sha256:
                 raise IntegrityError(
                     f"{path / name}: its bytes are not those that were written (expected sha256 "
-                    f"{entry['sha256'][:12]}...); remove the folder {path.name} and run again to rebuild it"
+                    f"{sha256[:12]}...); remove the folder {path.name} and run again to rebuild it"
                 )
         _verified[path] = record
     return _verified[path]
@@ -272,22 +316,31 @@ def verify(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def lock(file: Path, *, wait: bool, told: Callable[[str], None] = lambda who: None) -> Iterator[None]:
-    """Hold an flock; the kernel frees it when a process dies. Without `wait` a held lock is an `EnvironmentFault`."""
+    """Hold an flock; the kernel frees it when a process dies. Without `wait` a held lock is an `EnvironmentFault`.
+
+    While it waits, `told` hears several times a second who holds it, and may raise to give up.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "a+") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        while not _try_lock(handle):
             handle.seek(0)
             who = handle.read().strip() or "another process"
             if not wait:
-                raise EnvironmentFault(f"{file.parent}: in use by {who}; wait for it to end or stop it") from None
+                raise EnvironmentFault(f"{file}: in use by {who}; wait for it to end or stop it")
             told(who)
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            time.sleep(0.2)
         handle.truncate(0)
         handle.write(f"process {os.getpid()}")
         handle.flush()
         yield
+
+
+def _try_lock(handle: IO[str]) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -299,7 +352,8 @@ def write_atomic(path: Path, data: bytes) -> None:
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that appears under its name only when it is complete and on disk."""
-    temporary = path.with_name(f"{path.name[:200]}.{os.getpid()}.tmp")
+    short = path.name.encode("utf-8", "surrogateescape")[:200].decode("utf-8", "ignore")  # names end at 255 bytes
+    temporary = path.with_name(f"{short}.{os.getpid()}.tmp")
     with _space_checked(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

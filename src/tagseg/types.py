@@ -143,6 +143,7 @@ class ClassMaps:
             f"{self.scores.dtype} {self.scores.shape}",
             f"float32 ({len(self.classes)}, h, w)",
         )
+        _require(len(self.size) == 2 and min(self.size) > 0, f"size of {what}", self.size, "(H, W) of the image")
         if self.scores.size:
             low, high = float(self.scores.min()), float(self.scores.max())  # NaN fails both comparisons
             _require(low >= 0.0 and high <= 1.0, what, f"values in [{low}, {high}]", "values in [0, 1]")
@@ -174,5 +175,7 @@ def check_mask(mask: U8, classes: int, what: str) -> None:
     bad = np.flatnonzero(counts[classes + 1 : IGNORE]) + classes + 1
     if len(bad):
         listed = ", ".join(f"{v} ({counts[v]} px)" for v in bad[:5])
-        hint = " (coloured or 0/255 masks must be converted to class indices first)" if counts.max() else ""
-        raise DataError(f"{what}: found values {listed}, expected 0..{classes} or {IGNORE}{hint}")
+        raise DataError(
+            f"{what}: found values {listed}, expected 0..{classes} or {IGNORE} "
+            "(coloured or 0/255 masks must be converted to class indices first)"
+        )

@@ -145,6 +145,11 @@ def paint_ground(rng: Rng, kind: Ground, height: int, width: int) -> Canvas:
     return rgb(kind.dark) + (rgb(kind.light) - rgb(kind.dark)) * np.clip(mix, 0, 1)
 
 
+def length(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Length of the vectors (a, b). Several times faster than np.hypot, whose care for overflow is not needed here."""
+    return np.sqrt(a * a + b * b)
+
+
 def blend(below: Canvas, above: np.ndarray, alpha: Field) -> None:
     """Lay `above` over `below` in place; `alpha` (h, w) in [0, 1]."""
     below += (above - below) * alpha
@@ -169,7 +174,7 @@ def _segment(u: Field, v: Field, ends: tuple[float, float, float, float]) -> Fie
     u0, v0, u1, v1 = ends
     du, dv = u1 - u0, v1 - v0
     t = np.clip(((u - u0) * du + (v - v0) * dv) / (du * du + dv * dv), 0, 1)
-    return np.hypot(u - u0 - t * du, v - v0 - t * dv)
+    return length(u - u0 - t * du, v - v0 - t * dv)
 
 
 def _smooth_min(a: Field, b: Field, k: float) -> Field:
@@ -181,39 +186,42 @@ def creature(rng: Rng, half: float) -> Shape:
     """An animal seen from above: body, head, ears and tail. Classes share this silhouette. `half` in pixels."""
     u, v = _axes(rng, half, 1.3)
     plump, skull, bend = rng.uniform(0.36, 0.54), rng.uniform(0.32, 0.42), rng.uniform(-0.45, 0.45)
-    body = (np.hypot((u + 0.22) / 0.74, v / plump) - 1) * plump
-    head = np.hypot(u - 0.6, v) - skull
-    ears = np.hypot(u - 0.62, np.abs(v) - skull) - 0.14
+    body = (length((u + 0.22) / 0.74, v / plump) - 1) * plump
+    head = length(u - 0.6, v) - skull
+    ears = length(u - 0.62, np.abs(v) - skull) - 0.14
     tail = _segment(u, v, (-0.8, 0.0, -1.15, bend)) - 0.07
     distance = np.minimum(_smooth_min(body, head, 0.25), np.minimum(ears, tail))
-    return Shape(distance * np.float32(half), u, v, np.hypot(u - 0.75, v))
+    return Shape(distance * np.float32(half), u, v, length(u - 0.75, v))
 
 
 def stroke(rng: Rng, half: float, outline: str, thickness: float) -> Shape:
     """A thin drawing: rod, ring, cross, zigzag, fork or star. `half` and `thickness` in pixels."""
     u, v = _axes(rng, half, 1.0 + 0.6 * thickness / half)
     if outline == "ring":
-        line = np.abs(np.hypot(u, v) - 0.85)
+        line = np.abs(length(u, v) - 0.85)
     else:
         line = np.minimum.reduce([_segment(u, v, ends) for ends in _SEGMENTS[outline]])
-    return Shape(line * np.float32(half) - np.float32(thickness / 2), u, v, np.hypot(u - 1, v))
+    return Shape(line * np.float32(half) - np.float32(thickness / 2), u, v, length(u - 1, v))
 
 
 def blob(rng: Rng, half: float, roundness: tuple[float, float] = (0.55, 0.95)) -> Shape:
     """A stone or an opacity: an ellipse with a wobbling edge. `roundness` bounds width over length."""
     u, v = _axes(rng, half, 1.7)
-    radius, turn = np.hypot(u, v / np.float32(rng.uniform(*roundness))), np.arctan2(v, u)
-    a, b = rng.uniform(0, 2 * np.pi, 2)
+    radius, turn = length(u, v / np.float32(rng.uniform(*roundness))), np.arctan2(v, u)
+    a, b = rng.uniform(0, 2 * np.pi), rng.uniform(0, 2 * np.pi)
     edge = 0.88 + 0.08 * np.cos(2 * turn + a) + 0.07 * np.cos(3 * turn + b)
     return Shape((radius - edge) * np.float32(0.8 * half), u, v, radius - edge)
 
 
-def head_weight(shape: Shape, share: float) -> Field:
-    """How far each pixel belongs to the discriminative part (p, p) in [0, 1]; `share` of the object's area does."""
+def head_weight(shape: Shape, share: float, edge: float = 1.0) -> Field:
+    """How far each pixel belongs to the discriminative part (p, p) in [0, 1]; `share` of the object's area does.
+
+    `edge` is the width in pixels over which the part fades into the body.
+    """
     ranks = np.sort(shape.rank[shape.inside])
     cut = ranks[min(int(share * len(ranks)), len(ranks) - 1)]
     step = abs(float(shape.u[0, 1] - shape.u[0, 0])) + abs(float(shape.v[0, 1] - shape.v[0, 0]))  # ~ one pixel
-    return np.clip(0.5 + (cut - shape.rank) / step, 0, 1)
+    return np.clip(0.5 + (cut - shape.rank) / (step * np.float32(edge)), 0, 1)
 
 
 def pattern(kind: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -225,16 +233,32 @@ def pattern(kind: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     if kind == "checks":
         return np.where(np.sin(9 * u) * np.sin(9 * v) > 0, np.float32(0.68), np.float32(1.1))
     if kind == "rings":
-        return 0.85 + 0.25 * np.sin(16 * np.hypot(u - 0.75, v))
+        return 0.85 + 0.25 * np.sin(16 * length(u - 0.75, v))
     return np.ones_like(u)
+
+
+def tissue_texture(kind: str, colour: np.ndarray, y: np.ndarray, x: np.ndarray) -> Canvas:
+    """A tissue's own texture (3, H, W) at warped image coordinates y, x in about 0..1 (H, W): nuclei, fibres, fat."""
+    pale = rgb((236, 196, 214))
+    if kind == "stripes":
+        amount = 0.6 + 0.4 * np.sin(60 * (0.6 * y + x))
+    elif kind == "cells":
+        amount = np.clip(2.6 * np.abs(np.sin(20 * (y + 0.5 * x)) * np.sin(20 * (x - 0.3 * y))) + 0.1, 0, 1)
+    elif kind in ("dots", "grains"):
+        turns, crowding = (44, 0.0) if kind == "dots" else (84, 0.35)
+        spots = np.sin(turns * (y + 0.5 * x)) + np.sin(turns * (x - 0.3 * y))
+        amount = np.clip(1.1 * (spots + crowding), 0.15, 1)
+    else:
+        amount = np.full_like(y, 0.9)
+    return pale + (colour - pale) * amount
 
 
 def chest(rng: Rng, height: int, width: int) -> tuple[Field, np.ndarray]:
     """A grey lung-like field (H, W) in 0..255, and where the two lungs are (H, W) bool."""
     y, x = unit_grid(height, width)
     lean, deep, wide = rng.uniform(-0.03, 0.03), rng.uniform(0.36, 0.42), rng.uniform(0.17, 0.2)
-    left = np.hypot((x - 0.28 - lean) / wide, (y - 0.5) / deep) - 1
-    right = np.hypot((x - 0.72 - lean) / wide, (y - 0.5) / deep) - 1
+    left = length((x - 0.28 - lean) / wide, (y - 0.5) / deep) - 1
+    right = length((x - 0.72 - lean) / wide, (y - 0.5) / deep) - 1
     edge = np.minimum(left, right) + 0.12 * noise_field(rng, height, width, (4, 4))
     lung = 1 / (1 + np.exp(np.clip(14 * edge, -30, 30)))
     ribs = np.sin(2 * np.pi * (rng.uniform(6, 8) * (y - 0.9 * (x - 0.5) ** 2) + rng.random()))

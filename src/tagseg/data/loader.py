@@ -1,0 +1,160 @@
+"""Training batches: crop first and resize only the crop, bytes until the device, each batch a function of (seed, step)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance
+from torch import Tensor
+
+from tagseg.data.index import ImageSource
+from tagseg.types import IGNORE, U8
+
+FILL = (124, 116, 104)  # the mean colour that the pretrained weights were trained with
+
+
+@dataclass(frozen=True)
+class Augment:
+    """`size`: square root of the crop's area in pixels; its shape follows the set's median aspect ratio.
+
+    `scale`: range of the random zoom of the whole image against the crop; `colour`: strength of brightness, contrast
+    and saturation jitter.
+    """
+
+    size: int = 256
+    scale: tuple[float, float] = (0.8, 1.25)
+    flip: bool = True
+    colour: float = 0.2
+
+
+class Window(NamedTuple):
+    """Where the crop lies: `box` (left, top, right, bottom) in the source's pixels (may exceed it), mirrored or not."""
+
+    box: tuple[float, float, float, float]
+    flip: bool
+
+
+def crop_shape(sizes: list[tuple[int, int]], size: int, multiple: int = 16) -> tuple[int, int]:
+    """(h, w) of area about size² with the median aspect ratio of `sizes` [(H,W), ...], in multiples of `multiple`."""
+    aspect = float(np.median([np.log(w / h) for h, w in sizes]))
+    aspect = float(np.clip(np.exp(aspect), 1 / 3, 3))
+    h, w = size / aspect**0.5, size * aspect**0.5
+    return (max(multiple, round(h / multiple) * multiple), max(multiple, round(w / multiple) * multiple))
+
+
+def window(shape: tuple[int, int], crop: tuple[int, int], augment: Augment, rng: np.random.Generator) -> Window:
+    """A random zoom and place. At zoom 1 the image has the crop's area; what lies outside the image is filled."""
+    (height, width), (ch, cw) = shape, crop
+    zoom = float(np.exp(rng.uniform(*np.log(augment.scale)))) * (ch * cw / (height * width)) ** 0.5
+    view_h, view_w = ch / zoom, cw / zoom
+    top, left = (rng.uniform(min(0.0, full - view), max(0.0, full - view))
+                 for full, view in ((height, view_h), (width, view_w)))
+    return Window((left, top, left + view_w, top + view_h), bool(augment.flip and rng.random() < 0.5))
+
+
+def cut(image: Image.Image, view: Window, crop: tuple[int, int], *, fill: int | tuple[int, ...], nearest: bool) -> Image.Image:
+    """The window of an image at the crop's size: only the needed part is resampled, the rest is `fill`."""
+    left, top, right, bottom = view.box
+    sx, sy = crop[1] / (right - left), crop[0] / (bottom - top)
+    inner = (max(left, 0.0), max(top, 0.0), min(right, float(image.width)), min(bottom, float(image.height)))
+    x0, y0, x1, y1 = (round((inner[0] - left) * sx), round((inner[1] - top) * sy),
+                      round((inner[2] - left) * sx), round((inner[3] - top) * sy))
+    x1, y1 = max(x1, x0 + 1), max(y1, y0 + 1)
+    method = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
+    part = image.resize((x1 - x0, y1 - y0), method, box=inner, reducing_gap=None if nearest else 2.0)
+    if part.size != (crop[1], crop[0]):
+        whole = Image.new(image.mode, (crop[1], crop[0]), fill)
+        whole.paste(part, (x0, y0))
+        part = whole
+    return part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.flip else part
+
+
+def jitter(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
+    """Brightness, contrast and saturation, each by a factor in 1 ± strength (no hue: dear, and it changes materials)."""
+    for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        image = enhance(image).enhance(float(rng.uniform(1 - strength, 1 + strength)))
+    return image
+
+
+def draw(image: U8, labels: U8 | None, crop: tuple[int, int], augment: Augment, rng: np.random.Generator) -> tuple[U8, U8 | None]:
+    """One augmented crop of an image (3,H,W) and, cut alike, of its labels (H,W): (3,h,w) and (h,w)."""
+    view = window((image.shape[1], image.shape[2]), crop, augment, rng)
+    photo = cut(Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))), view, crop, fill=FILL, nearest=False)
+    photo = jitter(photo, augment.colour, rng) if augment.colour else photo
+    mask = None if labels is None else np.asarray(cut(Image.fromarray(labels), view, crop, fill=IGNORE, nearest=True))
+    return np.ascontiguousarray(np.asarray(photo).transpose(2, 0, 1)), mask
+
+
+def lined_up(tags: np.ndarray, positives: float) -> np.ndarray:
+    """Image indices of one pass: tagged images are repeated until they make up the share `positives`."""
+    tagged = np.flatnonzero(tags.any(1))
+    others = np.flatnonzero(~tags.any(1))
+    if not len(tagged) or len(tagged) >= positives * len(tags):
+        return np.arange(len(tags))
+    times = round(positives / (1 - positives) * len(others) / len(tagged))
+    return np.concatenate([others, np.repeat(tagged, max(times, 1))])
+
+
+def members(line: np.ndarray, batch: int, seed: int, step: int) -> list[tuple[int, int]]:
+    """The (image index, draw number) of each member of a batch: passes over the line in an order of (seed, pass)."""
+    draws, n = range(step * batch, (step + 1) * batch), len(line)
+    orders = {epoch: np.random.default_rng([seed, 1, epoch]).permutation(line) for epoch in {d // n for d in draws}}
+    return [(int(orders[d // n][d % n]), d) for d in draws]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What a batch is drawn from: images, their tags, and labels where a segmenter is trained.
+
+    `positives` is the least share of draws that hold a tag, where the set has images without any.
+    """
+
+    source: ImageSource
+    ids: tuple[str, ...]
+    tags: np.ndarray  # bool (N,C)
+    crop: tuple[int, int]
+    augment: Augment
+    batch: int
+    seed: int
+    labels: Callable[[str], U8] | None = None
+    positives: float = 0.0
+
+    def __call__(self, step: int) -> dict[str, Tensor]:
+        """Batch of a step: `images` uint8 (B,3,h,w), `tags` bool (B,C) and, with labels, `labels` uint8 (B,h,w)."""
+        chosen = members(lined_up(self.tags, self.positives), self.batch, self.seed, step)
+        drawn = [self._draw(index, number) for index, number in chosen]
+        batch = {"images": torch.from_numpy(np.stack([image for image, _ in drawn])),
+                 "tags": torch.from_numpy(self.tags[[index for index, _ in chosen]])}
+        if self.labels is not None:
+            batch["labels"] = torch.from_numpy(np.stack([mask for _, mask in drawn if mask is not None]))
+        return batch
+
+    def _draw(self, index: int, number: int) -> tuple[U8, U8 | None]:
+        sample = self.ids[index]
+        labels = None if self.labels is None else self.labels(sample)
+        return draw(self.source.read(sample), labels, self.crop, self.augment, np.random.default_rng([self.seed, 2, number]))
+
+
+@contextmanager
+def prefetched(batch: Callable[[int], dict[str, Tensor]], ahead: int = 3) -> Iterator[Callable[[int], dict[str, Tensor]]]:
+    """The same batches, the next `ahead` made meanwhile in a thread; order and content do not depend on timing."""
+    waiting: dict[int, Future[dict[str, Tensor]]] = {}
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+
+        def fetch(step: int) -> dict[str, Tensor]:
+            for late in [s for s in waiting if s < step]:
+                waiting.pop(late).cancel()
+            for coming in range(step, step + ahead + 1):
+                waiting.setdefault(coming, pool.submit(batch, coming)) if coming not in waiting else None
+            return waiting.pop(step).result()
+
+        try:
+            yield fetch
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

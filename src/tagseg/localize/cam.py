@@ -1,0 +1,71 @@
+"""Class activation maps (Zhou et al. 2016): where a tag classifier finds each tag of an image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from tagseg.artifacts import MapSet, Weights, write_maps
+from tagseg.data.index import TaggedSet
+from tagseg.inference import Network, Seen, Views, predict
+from tagseg.localize.classify import TagNet, load
+from tagseg.ops.geometry import resample
+from tagseg.ops.scores import normalise
+from tagseg.store import Work, stage
+from tagseg.types import F32, ClassMaps
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Cam:
+    """`grid`: maps are stored at 1/grid of the image's sides."""
+
+    views: Views = field(default_factory=Views)
+    grid: int = 4
+    device: str = "auto"
+    precision: str = "auto"
+
+    BUDGETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "quick": {"views": Views(size=96), "grid": 2},
+        "paper": {"views": Views(size=512, scales=(1.0, 0.5, 1.5, 2.0))},  # IRN's scales
+    }
+
+
+@stage(MapSet, version=1)
+def maps(work: Work, tagged: TaggedSet, classifier: Weights, cfg: Cam) -> None:
+    """Maps of the tagged classes of every image: summed over views, then divided by their maximum."""
+    network = network_of(load(classifier, tagged.classes))
+    present = dict(zip(tagged.ids, tagged.tags, strict=True))
+
+    def produce(ids: list[str]) -> Iterator[ClassMaps]:
+        for seen in raw_maps(work, network, tagged, ids, cfg):
+            classes = np.flatnonzero(present[seen.id])
+            yield ClassMaps(seen.id, classes.astype(np.int64) + 1, normalise(values(seen)[classes]),
+                            (seen.image.shape[1], seen.image.shape[2]))
+
+    write_maps(work, tagged.ids, produce, {"classes": list(tagged.classes), "grid": cfg.grid})
+
+
+def network_of(model: TagNet) -> Network:
+    """A classifier read as raw class maps: positive part on its own grid, then brought to the wanted size."""
+
+    def read(raw: Tensor, in_size: Size, out_size: Size) -> Tensor:
+        return resample(raw.relu(), stride=model.tap.stride, offset=model.tap.offset, in_size=in_size, out_size=out_size)
+
+    return Network(model, model.backbone.preprocess, read, model.head.weight.shape[0], model.backbone.min_size)
+
+
+def raw_maps(work: Work, network: Network, tagged: TaggedSet, ids: Sequence[str], cfg: Cam) -> Iterator[Seen]:
+    """Raw maps of *all* classes (C,h,w), before any division, of the images `ids`."""
+    yield from predict(work, network, tagged.source, ids, cfg.views, device=cfg.device, precision=cfg.precision,
+                       out_size=lambda size: (math.ceil(size[0] / cfg.grid), math.ceil(size[1] / cfg.grid)))
+
+
+def values(seen: Seen) -> F32:
+    return np.asarray(seen.values.numpy(), np.float32)

@@ -1,0 +1,60 @@
+"""`cam`, the baseline: class activation maps, dense CRF, a segmenter trained on the labels (Zhou et al., CVPR 2016)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from tagseg.artifacts import LabelSet, MapSet, Scores, Weights
+from tagseg.data.index import TaggedSet
+from tagseg.inference import Views
+from tagseg.localize import cam, classify, operating_point
+from tagseg.methods.protocol import Fitted, Inputs
+from tagseg.refine import crf
+from tagseg.segment import predict as segmented
+from tagseg.segment import train
+from tagseg.store import Run
+
+
+def _post(size: int) -> segmented.Predict:
+    return segmented.Predict(Views(size=size, scales=(1.0, 0.75, 1.25)), segmented.EdgeCrf(iterations=10))
+
+
+@dataclass(frozen=True)
+class Config:
+    """One config for each stage; `post` is the slower prediction with scales, flip and CRF."""
+
+    classifier: classify.Classify = field(default_factory=classify.Classify)
+    cam: cam.Cam = field(default_factory=cam.Cam)
+    point: operating_point.OperatingPoint = field(default_factory=operating_point.OperatingPoint)
+    crf: crf.Crf = field(default_factory=crf.Crf)
+    segmenter: train.Segment = field(default_factory=train.Segment)
+    predict: segmented.Predict = field(default_factory=segmented.Predict)
+    post: segmented.Predict = field(default_factory=lambda: _post(256))
+
+    BUDGETS: ClassVar[dict[str, dict[str, Any]]] = {"quick": {"post": _post(96)}, "paper": {"post": _post(321)}}
+
+
+def fit(run: Run, inputs: Inputs, cfg: Config) -> Fitted:
+    """Learn to recognise the tags, see where the network looks, draw that to the edges, learn to segment it."""
+    classifier = classify.train(run, inputs.tagged, inputs.pretrained, cfg.classifier)
+    found = cam.maps(run, inputs.tagged, classifier, cfg.cam)
+    point = operating_point.auto(run, inputs.tagged, classifier, operating_point.Auto(cfg.point, cfg.cam))
+    pseudo = labels(run, inputs.tagged, found, point, cfg)
+    model = train.segmenter(run, inputs.tagged, pseudo, inputs.pretrained, cfg.segmenter)
+    return Fitted(model, classifier, found, point, pseudo)
+
+
+def maps(run: Run, tagged: TaggedSet, fitted: Fitted, cfg: Config) -> MapSet:
+    """Maps of other images whose tags are given."""
+    return cam.maps(run, tagged, fitted.classifier, cfg.cam)
+
+
+def labels(run: Run, tagged: TaggedSet, found: MapSet, point: Scores, cfg: Config) -> LabelSet:
+    """Labels at an operating point, drawn to the image's edges."""
+    return crf.labels(run, tagged, found, point, cfg.crf)
+
+
+def predict(run: Run, model: Weights, images: TaggedSet, cfg: Config) -> LabelSet:
+    """Masks of images by the segmenter alone."""
+    return segmented.labels(run, images, model, cfg.predict)

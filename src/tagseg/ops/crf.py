@@ -1,0 +1,161 @@
+"""Fully connected CRF on an image (Kraehenbuehl & Koltun, NIPS 2011): mean field with Gaussian kernels on lattices.
+
+The results are those of the authors' implementation as packaged in pydensecrf2, with its symmetric normalisation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Float32, Integer, UInt8
+
+from tagseg.ops import lattice as lattices
+from tagseg.ops.crf_update import update
+from tagseg.ops.lattice import Lattice
+from tagseg.types import DataError, UsageError
+
+Number = int | float
+Compatibility = int | float | np.ndarray
+_NO_LABEL = -1e4  # logit of the padding labels: its exponential is 0
+
+
+@dataclass(frozen=True, eq=False)
+class Kernels:
+    """Both pairwise kernels of one image of `size` (H, W), symmetrically normalised; good for any number of solves."""
+
+    size: tuple[int, int]
+    spatial: Lattice
+    bilateral: Lattice
+
+
+def kernels(image: UInt8[np.ndarray, "h w 3"], *, sxy_gaussian: Number = 3.0, sxy_bilateral: Number = 50.0,
+            srgb: Number = 5.0) -> Kernels:
+    """Prepare the dense CRF of one RGB image: the costly part, done once for several solves.
+
+    `sxy_*` are standard deviations in pixels, `srgb` in grey levels. Raises `UsageError` unless all are positive.
+    """
+    for name, value in (("sxy_gaussian", sxy_gaussian), ("sxy_bilateral", sxy_bilateral), ("srgb", srgb)):
+        if not 0.0 < value < np.inf:
+            raise UsageError(f"crf {name}: found {value}, expected a positive number of pixels or grey levels")
+    h, w = image.shape[:2]
+    place = _positions(h, w, sxy_bilateral)
+    colour = image.reshape(h * w, 3).astype(np.float32) / np.float32(srgb)
+    bilateral = lattices.build(np.concatenate([place, colour], axis=1))
+    return Kernels((h, w), _spatial(h, w, float(sxy_gaussian)), lattices.normalised(bilateral))
+
+
+def mean_field(kernels: Kernels, unary: Float32[np.ndarray, "k h w"], *, compat_gaussian: Compatibility = 3.0,
+               compat_bilateral: Compatibility = 10.0, iterations: int = 10) -> Float32[np.ndarray, "k h w"]:
+    """Label probabilities after `iterations` mean-field steps from the `unary` energies (-log probability).
+
+    A number w as compatibility is Potts: equal labels *lower* the energy by w. An array (K,) or (K, K) is, as in
+    pydensecrf2, the energy of label k beside k (diagonal) or beside l (symmetrised): it *raises* the energy.
+    Raises `DataError` when shapes do not fit or energies are not finite, `UsageError` for negative iterations.
+    """
+    k, h, w = unary.shape
+    _check_solve(kernels, unary, iterations)
+    logits, lanes = lattices.pad(-unary.reshape(k, h * w).T, _NO_LABEL)
+    near = _term(kernels.spatial, compat_gaussian, k, logits.shape[1], "compat_gaussian")
+    far = _term(kernels.bilateral, compat_bilateral, k, logits.shape[1], "compat_bilateral")
+    q = np.empty_like(logits)
+    for step in range(iterations + 1):
+        if step > 0:
+            near, far = _blurred(near, lanes), _blurred(far, lanes)
+        update(near.lattice.vertices, near.lattice.weights, near.values, near.room, near.gain,
+               far.lattice.vertices, far.lattice.weights, far.values, far.room, far.gain,
+               logits, q, step > 0, step == iterations, lanes)
+        near, far = _swapped(near), _swapped(far)
+    return np.ascontiguousarray(q[:, :k].T).reshape(k, h, w)
+
+
+def dense_crf(image: UInt8[np.ndarray, "h w 3"], probabilities: Float32[np.ndarray, "k h w"], *,
+              sxy_gaussian: Number = 3.0, compat_gaussian: Compatibility = 3.0, sxy_bilateral: Number = 50.0,
+              srgb: Number = 5.0, compat_bilateral: Compatibility = 10.0,
+              iterations: int = 10) -> Float32[np.ndarray, "k h w"]:
+    """Label probabilities refined by the image's edges: `kernels` and `mean_field` in one call."""
+    prepared = kernels(image, sxy_gaussian=sxy_gaussian, sxy_bilateral=sxy_bilateral, srgb=srgb)
+    return mean_field(prepared, unary_from_probabilities(probabilities), compat_gaussian=compat_gaussian,
+                      compat_bilateral=compat_bilateral, iterations=iterations)
+
+
+def unary_from_probabilities(probabilities: Float32[np.ndarray, "k h w"], *,
+                             clip: float = 1e-5) -> Float32[np.ndarray, "k h w"]:
+    """Unary energies -log p, with p not below `clip` (pydensecrf2's value)."""
+    return -np.log(np.clip(probabilities, np.float32(clip), np.float32(1.0)))
+
+
+def unary_from_labels(labels: Integer[np.ndarray, "h w"], n: int, *, gt_prob: float = 0.7,
+                      ignore: int = 255) -> Float32[np.ndarray, "{n} h w"]:
+    """Unary energies of given labels 0..n-1, right with probability `gt_prob`; `ignore` pixels may be anything.
+
+    The other labels share the rest evenly. Raises `UsageError` unless 0 < gt_prob < 1, `DataError` for other labels.
+    """
+    if not 0.0 < gt_prob < 1.0:
+        raise UsageError(f"crf gt_prob: found {gt_prob}, expected a probability between 0 and 1, both excluded")
+    unsure = labels == ignore
+    bad = np.unique(labels[~unsure & ((labels < 0) | (labels >= n))])
+    if len(bad):
+        raise DataError(f"labels for the crf: found values {bad[:5].tolist()}, expected 0..{n - 1} or {ignore}")
+    same = np.arange(n)[:, None, None] == labels
+    unary = np.where(same, -np.log(gt_prob), -np.log((1.0 - gt_prob) / max(n - 1, 1)))
+    return np.where(unsure, np.log(n), unary).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class _Term:
+    """One kernel during a solve: vertex `values` to read, `room` to splat into (M+1, L); `gain` (L,), `mix` (L, L)."""
+
+    lattice: Lattice
+    gain: np.ndarray
+    mix: np.ndarray | None
+    values: np.ndarray
+    room: np.ndarray
+
+
+def _term(lattice: Lattice, compat: Compatibility, k: int, padded: int, name: str) -> _Term:
+    weight = np.asarray(compat, np.float64)
+    if weight.shape not in ((), (k,), (k, k)) or not np.isfinite(weight).all():
+        raise DataError(f"crf {name}: found {weight.shape} values for {k} labels, expected one finite number, "
+                        f"({k},) or ({k}, {k})")
+    gain, mix = np.zeros(padded, np.float32), None
+    if weight.ndim == 2:
+        mix = np.zeros((padded, padded), np.float32)
+        mix[:k, :k] = -0.5 * (weight + weight.T)
+    gain[:k] = lattice.gain * (weight if weight.ndim == 0 else -weight if weight.ndim == 1 else 1.0)
+    return _Term(lattice, gain, mix, *lattices.buffers(lattice, padded))
+
+
+def _blurred(term: _Term, lanes: tuple[int, ...]) -> _Term:
+    """The blurred vertex values, their labels mixed by the compatibility (linear, so vertices do as well as pixels)."""
+    values, room = lattices.blur(term.lattice.neighbours, term.values, term.room, lanes)
+    room.fill(0.0)
+    return replace(term, values=values if term.mix is None else values @ term.mix, room=room)
+
+
+def _swapped(term: _Term) -> _Term:
+    return replace(term, values=term.room, room=term.values)
+
+
+def _positions(h: int, w: int, sxy: Number) -> np.ndarray:
+    """Column and row of each pixel in standard deviations, (H*W, 2)."""
+    rows, columns = np.mgrid[:h, :w].astype(np.float32)
+    return np.stack([columns, rows], axis=-1).reshape(h * w, 2) / np.float32(sxy)
+
+
+@lru_cache(maxsize=4)
+def _spatial(h: int, w: int, sxy: float) -> Lattice:
+    """The spatial kernel: the same for all images of one size."""
+    return lattices.normalised(lattices.build(_positions(h, w, sxy)))
+
+
+def _check_solve(kernels: Kernels, unary: np.ndarray, iterations: int) -> None:
+    if unary.shape[1:] != kernels.size or not len(unary):
+        raise DataError(f"crf unary: found shape {unary.shape}, expected at least one label and the image's size "
+                        f"{kernels.size}")
+    if not np.isfinite(unary).all():
+        raise DataError("crf unary: found energies that are not finite, expected -log of probabilities above 0: "
+                        "use unary_from_probabilities")
+    if iterations < 0:
+        raise UsageError(f"crf iterations: found {iterations}, expected 0 or more")

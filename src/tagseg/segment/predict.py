@@ -1,0 +1,93 @@
+"""Labels of images from a trained segmenter; tags are not looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from tagseg.artifacts import LabelSet, Weights, write_labels
+from tagseg.data.index import TaggedSet
+from tagseg.inference import Network, Seen, Views, count, predict
+from tagseg.nets.deeplab import Segmenter
+from tagseg.ops import crf
+from tagseg.ops.geometry import resample
+from tagseg.segment.train import load
+from tagseg.store import Work, stage
+from tagseg.types import F32, U8, Labels
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class EdgeCrf:
+    """The dense CRF after prediction; off with 0 iterations. Labels that stay under `floor` everywhere are left out."""
+
+    iterations: int = 0
+    sxy_gaussian: float = 3.0
+    compat_gaussian: float = 3.0
+    sxy_bilateral: float = 50.0
+    srgb: float = 5.0
+    compat_bilateral: float = 4.0
+    floor: float = 0.05
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Scales and flips are averaged as probabilities at the image's own size."""
+
+    views: Views = field(default_factory=lambda: Views(flip=False))
+    crf: EdgeCrf = field(default_factory=EdgeCrf)
+    device: str = "auto"
+    precision: str = "auto"
+
+    BUDGETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "quick": {"views": Views(size=96, flip=False)},
+        "paper": {"views": Views(size=321, flip=False)},
+    }
+
+
+@stage(LabelSet, version=1)
+def labels(work: Work, images: TaggedSet, segmenter: Weights, cfg: Predict) -> None:
+    """The most probable label of every pixel, at the original size, with its probability as confidence."""
+    network, meta = network_of(load(segmenter)), segmenter.meta
+    shift, views = 0 if meta["has_background"] else 1, count(cfg.views)
+
+    def one(seen: Seen) -> Labels:
+        probability = np.asarray((seen.values / views).numpy(), np.float32)
+        if cfg.crf.iterations:
+            probability = sharpened(seen.image, probability, cfg.crf)
+        best = probability.argmax(0)
+        return Labels(seen.id, (best + shift).astype(np.uint8), np.round(255 * probability.max(0)).astype(np.uint8))
+
+    def produce(ids: list[str]) -> Iterator[Labels]:
+        yield from work.map(one, predict(work, network, images.source, ids, cfg.views, device=cfg.device,
+                                         precision=cfg.precision))
+
+    write_labels(work, images.ids, produce, {"classes": meta["classes"], "has_background": meta["has_background"]})
+
+
+def network_of(model: Segmenter) -> Network:
+    """A segmenter read as probabilities on the wanted grid."""
+
+    def read(logits: Tensor, in_size: Size, out_size: Size) -> Tensor:
+        return resample(logits, stride=model.stride, offset=model.offset, in_size=in_size, out_size=out_size).softmax(1)
+
+    outputs = model.head.score.out_channels if hasattr(model.head, "score") else model.head.layers[-1].out_channels
+    return Network(model, model.backbone.preprocess, read, int(outputs), model.backbone.min_size)
+
+
+def sharpened(image: U8, probability: F32, cfg: EdgeCrf) -> F32:
+    """The CRF over the labels that reach `floor` somewhere; the others keep probability 0."""
+    kept = np.flatnonzero(probability.max((1, 2)) >= cfg.floor)
+    if len(kept) < 2:
+        return probability
+    shares = probability[kept] / probability[kept].sum(0)
+    result = np.zeros_like(probability)
+    result[kept] = crf.dense_crf(np.ascontiguousarray(image.transpose(1, 2, 0)), shares, sxy_gaussian=cfg.sxy_gaussian,
+                                 compat_gaussian=cfg.compat_gaussian, sxy_bilateral=cfg.sxy_bilateral, srgb=cfg.srgb,
+                                 compat_bilateral=cfg.compat_bilateral, iterations=cfg.iterations)
+    return result

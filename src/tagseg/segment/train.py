@@ -1,0 +1,109 @@
+"""Train a segmentation network on labels, whoever made them; pixels labelled 255 do not count."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tagseg.artifacts import LabelSet, Weights, write_weights
+from tagseg.data.index import TaggedSet
+from tagseg.data.loader import Augment, Draws, crop_shape, prefetched
+from tagseg.data.weights import Pretrained
+from tagseg.nets.backbones import build
+from tagseg.nets.deeplab import DeepLabV3Plus, LargeFov, Segmenter
+from tagseg.ops.geometry import align, resample
+from tagseg.store import Work, stage
+from tagseg.training.loop import Batch, Task, fit
+from tagseg.training.schedule import Auto, Schedule, optimiser, steps
+from tagseg.types import IGNORE
+
+
+@dataclass(frozen=True)
+class Segment:
+    """`head`: "v3plus" (DeepLab v3+, fine features joined) or "largefov"; `positives`: least share of draws with a tag."""
+
+    backbone: str = "auto"
+    stride: int = 16
+    head: Literal["v3plus", "largefov"] = "v3plus"
+    width: int = 128
+    augment: Augment = field(default_factory=lambda: Augment(scale=(0.7, 1.5)))
+    schedule: Schedule = field(default_factory=lambda: Schedule(epochs=8.0, min_images=3200, max_images=9000))
+    positives: float = 0.5
+    seed: int | Auto = "auto"
+    device: str = "auto"
+    precision: str = "auto"
+
+    BUDGETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "quick": {"augment": Augment(size=96, colour=0.1), "width": 64, "stride": 8,
+                  "schedule": Schedule(epochs=8, min_images=1000, max_images=3200, batch=32)},
+        # DeepLab as LPCAM trains it: crop 321, 20k iterations, batch 5, SGD 2.5e-4 with head x10, decay 5e-4
+        "paper": {"augment": Augment(size=321, scale=(0.5, 1.5)),
+                  "schedule": Schedule(epochs=10**6, min_images=0, max_images=100_000, batch=5, optimiser="sgd",
+                                       lr=2.5e-4, head_lr=2.5e-3, weight_decay=5e-4, warmup=0.0)},
+    }
+
+
+def make(cfg: Segment, outputs: int, state: Mapping[str, Tensor] | None) -> Segmenter:
+    """The network with `outputs` classes (background included where the set has one)."""
+    backbone = build(cfg.backbone, stride=cfg.stride, weights_state=state)
+    last = backbone.tap("last")
+    head = (LargeFov(last, outputs, width=8 * cfg.width, dilation=12) if cfg.head == "largefov"
+            else DeepLabV3Plus(last, backbone.tap("low"), outputs, align=align, width=cfg.width))
+    return Segmenter(backbone, head)
+
+
+@dataclass(frozen=True)
+class PixelLoss:
+    """Cross-entropy over labelled pixels at the crop's full size; `shift` is 1 where there is no background class."""
+
+    shift: int
+
+    def count(self, batch: Batch) -> float:
+        return float((batch["labels"] != IGNORE).sum())
+
+    def total(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        assert isinstance(model, Segmenter)
+        images, labels = batch["images"], batch["labels"].long()
+        size = (images.shape[2], images.shape[3])
+        logits = model(model.backbone.preprocess(images.float() / 255))
+        full = resample(logits, stride=model.stride, offset=model.offset, in_size=size, out_size=size)
+        target = torch.where(labels == IGNORE, IGNORE, labels - self.shift)
+        return F.cross_entropy(full, target, ignore_index=IGNORE, reduction="sum")
+
+
+@stage(Weights, version=1)
+def segmenter(work: Work, tagged: TaggedSet, labels: LabelSet, pretrained: Pretrained, cfg: Segment) -> None:
+    """Train from pretrained weights on `labels`; tags only steer how often an image is drawn."""
+    torch.manual_seed(int(cfg.seed))
+    shift = 0 if tagged.has_background else 1
+    model = make(cfg, len(tagged.classes) + 1 - shift, pretrained.start)
+    crop = crop_shape([tagged.source.size(i) for i in tagged.ids], cfg.augment.size)
+    draws = Draws(tagged.source, tagged.ids, tagged.tags, crop, cfg.augment, cfg.schedule.batch, int(cfg.seed),
+                  partial(_pixels, labels), cfg.positives)
+    rates = optimiser(cfg.schedule, list(model.backbone.parameters()), list(model.head.parameters()))
+    with prefetched(draws) as batches:
+        task = Task(model, rates, batches, PixelLoss(shift), steps(cfg.schedule, len(tagged)), int(cfg.seed),
+                    cfg.device, cfg.precision)
+        fit(work, task, cfg.schedule)
+    write_weights(work, model.state_dict(), {"backbone": cfg.backbone, "stride": cfg.stride, "head": cfg.head,
+                                             "width": cfg.width, "size": cfg.augment.size, "crop": list(crop),
+                                             "classes": list(tagged.classes), "has_background": tagged.has_background})
+
+
+def _pixels(labels: LabelSet, sample: str) -> Any:
+    return labels.get(sample).pixels
+
+
+def load(weights: Weights) -> Segmenter:
+    """The trained segmenter, in eval mode."""
+    meta = weights.meta
+    cfg = Segment(backbone=meta["backbone"], stride=meta["stride"], head=meta["head"], width=meta["width"])
+    model = make(cfg, len(meta["classes"]) + int(meta["has_background"]), None)
+    model.load_state_dict(weights.tensors())
+    return model.eval()

@@ -1,0 +1,152 @@
+"""The one training loop: deterministic batches, mixed precision, checkpoints, and what happens at NaN or full memory."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tagseg.store import Work, write_atomic
+from tagseg.training import checkpoint
+from tagseg.training.checkpoint import State
+from tagseg.training.schedule import Schedule, rate_factor
+from tagseg.types import EnvironmentFault, IntegrityError, Interrupted
+
+Batch = dict[str, Tensor]
+SKIPS = 3
+
+
+class Objective(Protocol):
+    """A loss as a sum and its normaliser, so that splitting a batch over micro-batches or ranks changes nothing."""
+
+    def count(self, batch: Batch) -> float:
+        """The normaliser of the whole batch: labelled pixels, or tags."""
+
+    def total(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The summed loss of (a part of) the batch, a scalar."""
+
+
+@dataclass
+class Task:
+    """What is trained: the model, its optimiser, the batch of each step (a pure function of the step), the loss."""
+
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    batch: Callable[[int], Batch]
+    objective: Objective
+    steps: int
+    seed: int
+    device: str
+    precision: str
+    names: list[list[str]] = field(default_factory=list)
+
+
+def fit(work: Work, task: Task, schedule: Schedule) -> None:
+    """Train to the last step, going on from the newest checkpoint; writes `history.json` ([step, loss, rate], ...)."""
+    task.model.to(task.device).train()
+    _optimiser_to(task.optimiser, task.device)
+    state = checkpoint.restore(work.scratch, task.model, task.optimiser)
+    work.resumed_at, saved, skipped, split = state.step, time.monotonic(), 0, 1
+    while state.step < task.steps:
+        loss, split = _step(work, task, schedule, state, split)
+        if math.isfinite(loss):
+            state.history.append([state.step, round(loss, 6), state.rate * rate_factor(schedule, state.step, task.steps)])
+            state.step, skipped = state.step + 1, 0
+        else:
+            state, skipped = _not_finite(work, task, state, skipped)
+        if work.stopping or time.monotonic() - saved > schedule.checkpoint_seconds:
+            checkpoint.write(work.scratch, task.model, task.optimiser, state)
+            saved = time.monotonic()
+        work.tick(state.step, task.steps, f"loss {loss:.4f}")
+    write_atomic(work.folder / "history.json", json.dumps(state.history).encode())
+    task.model.eval()
+
+
+def _step(work: Work, task: Task, schedule: Schedule, state: State, split: int) -> tuple[float, int]:
+    """One optimiser step over the whole batch, in `split` micro-batches; doubled when memory does not suffice."""
+    torch.manual_seed((task.seed * 1_000_003 + state.step) % 2**63)  # dropout restarts exactly
+    for group in task.optimiser.param_groups:
+        group["lr"] = group["initial_lr"] * state.rate * rate_factor(schedule, state.step, task.steps)
+    batch = task.batch(state.step)
+    while True:
+        try:
+            return _gradient_step(task, batch, split), split
+        except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _is_memory(error):
+                raise
+            size = len(next(iter(batch.values())))
+            if split >= size:
+                raise EnvironmentFault(f"{work.stage}: one image of this size does not fit into memory on {task.device}; "
+                                       "lower the crop (--set ...augment.size=...) or use --device cpu") from error
+            split *= 2
+            work.event(f"step {state.step}: out of memory, batch of {size} now runs as {split} micro-batches")
+
+
+def _is_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _gradient_step(task: Task, batch: Batch, split: int) -> float:
+    """Accumulate sum / count over micro-batches, then step; a loss or gradient that is no number changes nothing."""
+    task.optimiser.zero_grad(set_to_none=True)
+    count, loss = max(task.objective.count(batch), 1.0), 0.0
+    for part in _parts(batch, split):
+        on_device = {n: t.to(task.device, non_blocking=True) for n, t in part.items()}
+        with precision(task.device, task.precision):
+            share = task.objective.total(task.model, on_device) / count
+        share.backward()
+        loss += float(share.detach())
+    parameters = [p for g in task.optimiser.param_groups for p in g["params"] if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters]) if parameters else torch.zeros(())
+    if not (math.isfinite(loss) and bool(torch.isfinite(norm))):
+        return math.nan
+    task.optimiser.step()
+    return loss
+
+
+def _parts(batch: Batch, split: int) -> Iterator[Batch]:
+    size = len(next(iter(batch.values())))
+    width = math.ceil(size / split)
+    for start in range(0, size, width):
+        yield {n: t[start : start + width] for n, t in batch.items()}
+
+
+def _not_finite(work: Work, task: Task, state: State, skipped: int) -> tuple[State, int]:
+    """Skip the step, three in a row at most; then back to the checkpoint at half the rate, once; then give up."""
+    if skipped + 1 < SKIPS:
+        work.event(f"step {state.step}: the loss was not a number, step skipped")
+        state.step += 1
+        return state, skipped + 1
+    if state.rate < 1.0:
+        raise IntegrityError(f"{work.stage}: the loss is not a number at step {state.step}, also at half the learning rate; "
+                             "look at the images of this step, or lower schedule.lr")
+    failed = state.step
+    state = checkpoint.restore(work.scratch, task.model, task.optimiser)
+    if state.step == 0:
+        raise IntegrityError(f"{work.stage}: the loss is not a number at step {failed} and no checkpoint came before it; "
+                             "lower schedule.lr")
+    state.rate = 0.5
+    work.event(f"step {failed}: {SKIPS} losses in a row were not numbers; back to step {state.step} at half the rate")
+    return state, 0
+
+
+@contextmanager
+def precision(device: str, name: str) -> Iterator[None]:
+    """Autocast to bfloat16 where asked for; fp32 otherwise."""
+    with torch.autocast(device.split(":")[0], dtype=torch.bfloat16, enabled=name == "bf16"):
+        yield
+
+
+def _optimiser_to(optimiser: torch.optim.Optimizer, device: str) -> None:
+    for entry in optimiser.state.values():
+        entry.update({n: t.to(device) for n, t in entry.items() if isinstance(t, Tensor) and n != "step"})
+
+
+__all__ = ["Batch", "Interrupted", "Objective", "Task", "fit", "precision"]
