@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,15 +53,7 @@ def write(folder: Path) -> Path:
 
 def render(document: Mapping[str, Any], folder: Path) -> str:
     """The page as one HTML text; pictures come from inside `folder` only."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        finalize=_shown, undefined=jinja2.ChainableUndefined,
-    )  # fmt: skip
-    environment.filters.update(percent=percent, points=points, ratio=ratio, count=count, duration=duration,
-                               memory=memory, number=finite, mapping=mapping, listed=listed, colour=_swatch)
-    environment.globals.update(MANY=plots.MANY)
-    template = environment.get_template("page.html.j2")
-    return template.render(
+    return _template().render(
         doc=document, css=Markup((_HERE / "page.css").read_text("utf-8")),
         headline=tables.headline(document), supervision=tables.supervision(document), cost=tables.cost(document),
         warnings=listed(document.get("warnings")), bad_files=finite(document.get("bad_files")),
@@ -68,6 +61,18 @@ def render(document: Mapping[str, Any], folder: Path) -> str:
         groups=_gallery(document, folder), charts=_charts(document), details=_details(document),
         curves_with_precision=_precision(document), lineage=_lineage(document), tag_counts=_tag_counts(document),
     )  # fmt: skip
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        finalize=_shown, undefined=jinja2.ChainableUndefined,
+    )  # fmt: skip
+    environment.filters.update(percent=percent, points=points, ratio=ratio, count=count, duration=duration,
+                               memory=memory, number=finite, mapping=mapping, listed=listed, colour=_swatch)
+    environment.globals.update(MANY=plots.MANY)
+    return environment.get_template("page.html.j2")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Runs: one folder for each, from what was asked to masks, scores and a report."""

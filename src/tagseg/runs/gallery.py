@@ -1,0 +1,84 @@
+"""The pictures of a run: best, worst and least sure images with every step side by side."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tagseg.artifacts import LabelSet
+from tagseg.data.index import MaskedSet, TaggedSet
+from tagseg.methods.protocol import Fitted
+from tagseg.ops.geometry import enlarge
+from tagseg.report import pictures
+from tagseg.runs.measure import Predicted
+from tagseg.runs.setup import Prepared
+from tagseg.store import Run, write_atomic
+from tagseg.types import U8
+
+EACH = 4
+SIDE = 320
+
+
+def gallery(run: Run, prepared: Prepared, fitted: Fitted, predicted: Predicted, per_image: list[tuple[str, float]],
+            folder: Path) -> list[dict[str, Any]]:
+    """Write the panels into `folder`/gallery and return their list for the report."""
+    opened = prepared.val or prepared.opened
+    rows = chosen(predicted.val, per_image)
+    tagged = opened.images.select([i for i, _ in rows])
+    maps = prepared.method.maps(run, tagged, fitted, prepared.cfg)
+    pseudo = prepared.method.labels(run, tagged, maps, fitted.point, prepared.cfg)
+    scores = dict(per_image)
+    out = []
+    for number, (sample, group) in enumerate(rows):
+        photo = opened.images.source.read(sample).transpose(1, 2, 0)
+        found = maps.get(sample)
+        panels = {"photo": photo, "truth": _truth(opened.truth, sample), "map": None, "pseudo mask": None}
+        if found.classes.size:
+            panels["map"] = pictures.heat(photo, enlarge(found.scores, found.size), found.classes)
+            panels["pseudo mask"] = pictures.overlay(photo, pseudo.get(sample).pixels)
+        if panels["truth"] is not None:
+            panels["truth"] = pictures.overlay(photo, panels["truth"])
+        panels["prediction"] = pictures.overlay(photo, predicted.val.get(sample).pixels)
+        written = [[name, _write(folder, f"{number:03d}-{name.replace(' ', '-')}", image)]
+                   for name, image in panels.items() if image is not None]
+        out.append({"id": sample, "group": group, "miou": scores.get(sample), "confidence": confidence(predicted.val, sample),
+                    "tags": _names(tagged, sample), "panels": written})
+    return out
+
+
+def chosen(labels: LabelSet, per_image: list[tuple[str, float]]) -> list[tuple[str, str]]:
+    """(id, group): best and worst where there is truth, least sure by mean confidence, or a plain sample."""
+    ranked = [sample for sample, _ in per_image if sample in labels]
+    rows = [(i, "best") for i in ranked[::-1][:EACH]] + [(i, "worst") for i in ranked[:EACH]]
+    taken = {i for i, _ in rows}
+    looked = [i for i in labels.ids if i not in taken][:2000]
+    unsure = sorted(looked, key=lambda i: confidence(labels, i))[:EACH]
+    rows += [(i, "least sure") for i in unsure]
+    rest = [i for i in looked if i not in set(unsure)]
+    return rows + ([] if ranked else [(i, "sample") for i in rest[:: max(1, len(rest) // EACH)][:EACH]])
+
+
+def confidence(labels: LabelSet, sample: str) -> float:
+    found = labels.get(sample).confidence
+    return 1.0 if found is None else round(float(found.mean()) / 255, 4)
+
+
+def _truth(truth: MaskedSet | None, sample: str) -> U8 | None:
+    return truth.mask(sample) if truth is not None and sample in set(truth.ids) else None
+
+
+def _names(tagged: TaggedSet, sample: str) -> list[str]:
+    return [n for n, present in zip(tagged.classes, tagged.tags_of(sample), strict=True) if present]
+
+
+def _write(folder: Path, name: str, picture: U8) -> str:
+    image = Image.fromarray(np.ascontiguousarray(picture))
+    image.thumbnail((SIDE, SIDE))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=88)
+    write_atomic(folder / "gallery" / f"{name}.jpg", buffer.getvalue())
+    return f"gallery/{name}.jpg"

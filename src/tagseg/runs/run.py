@@ -1,0 +1,164 @@
+"""`run`: fit on tags, predict without tags, measure, and leave one folder that tells all of it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tagseg import cache, config
+from tagseg._version import VERSION
+from tagseg.artifacts import png
+from tagseg.data.images import mask_reads, reset_mask_reads
+from tagseg.methods.protocol import Fitted
+from tagseg.report import page
+from tagseg.runs import setup
+from tagseg.runs.gallery import gallery
+from tagseg.runs.measure import Measured, Predicted, measured, predict_all
+from tagseg.runs.setup import Prepared, Request, prepare
+from tagseg.store import RECORD, Run, Step, library_versions, lock, verify, write_atomic
+from tagseg.types import IntegrityError
+
+Progress = Callable[[str, int, int, str], None]
+
+
+def plan(request: Request) -> list[Step]:
+    """Every stage of the fit with its state, in order; nothing is run."""
+    return _planned(prepare(request))
+
+
+def _planned(prepared: Prepared) -> list[Step]:
+    planning = Run(prepared.cache, planning=True)
+    prepared.method.fit(planning, prepared.inputs, prepared.cfg)
+    return planning.steps
+
+
+def run(request: Request, progress: Progress = lambda stage, done, total, note: None,
+        stopping: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+    """Do everything, going on where an earlier try stopped; returns the document of report.json."""
+    out = request.out
+    out.mkdir(parents=True, exist_ok=True)
+    with lock(out / ".lock", wait=False):
+        prepared = prepare(request)
+        _write_asked(out, prepared)
+        steps = _planned(prepared)
+        cache.register(prepared.cache, out, [s.path for s in steps])
+        work = Run(prepared.cache, workers=request.workers, progress=progress, stopping=stopping)
+        fitted, reads = fit_without_truth(work, prepared)
+        fit_steps = len(work.steps)
+        predicted = predict_all(work, prepared, fitted)
+        predict_steps = len(work.steps)
+        numbers = measured(work, prepared, fitted, predicted)
+        pictures = gallery(work, prepared, fitted, predicted, numbers.per_image, out)
+        cache.register(prepared.cache, out, [s.path for s in work.steps])
+        parts = ["fit"] * fit_steps + ["predict"] * (predict_steps - fit_steps)
+        lineage = _lineage(work.steps, parts + ["evaluate"] * (len(work.steps) - len(parts)))
+        document = _document(prepared, fitted, numbers, lineage, reads, pictures)
+        _write_results(out, document, predicted, fitted)
+        return document
+
+
+def fit_without_truth(work: Run, prepared: Prepared) -> tuple[Fitted, int]:
+    """The fit, and how many masks were opened during it: the decoder's own log, which must stay empty."""
+    reset_mask_reads()
+    fitted: Fitted = prepared.method.fit(work, prepared.inputs, prepared.cfg)
+    reads = mask_reads()
+    if reads and prepared.inputs.aux is None:
+        raise IntegrityError(f"the fit opened {len(reads)} masks, the first is {reads[0]}: a method that learns from tags "
+                             "must not; this is a fault of the method's code")
+    return fitted, len(reads)
+
+
+def _write_asked(out: Path, prepared: Prepared) -> None:
+    write_atomic(out / "config.yaml", yaml.safe_dump(config.canonical(prepared.cfg), sort_keys=False).encode())
+    environment = {"version": VERSION, "commit": setup.commit(), "command": prepared.request.command,
+                   "device": setup.device_text(prepared.device, prepared.precision), "libraries": library_versions()}
+    write_atomic(out / "environment.json", json.dumps(environment, indent=1).encode())
+    bad = [*prepared.opened.bad, *(prepared.val.bad if prepared.val else ())]
+    write_atomic(out / "bad_files.csv", table([("file", "reason", "detail"), *bad]))
+    steps = [{"stage": s.stage, "key": s.key, "state": s.state, "inputs": s.inputs} for s in _planned(prepared)]
+    write_atomic(out / "plan.json", json.dumps(steps, indent=1).encode())
+
+
+def table(rows: list[Any]) -> bytes:
+    """Rows as CSV bytes."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode("utf-8", "surrogateescape")
+
+
+def _lineage(steps: list[Step], parts: list[str]) -> list[dict[str, Any]]:
+    """One entry for each artifact, in the order of first use, with what it cost when it was made."""
+    seen: dict[str, dict[str, Any]] = {}
+    for step, part in zip(steps, parts, strict=True):
+        record = verify(step.path)
+        seen.setdefault(step.key, {"stage": step.stage, "part": part, "state": step.state, "key": step.key,
+                                   "version": record["version"], "seconds": record["seconds"],
+                                   "peak_mb": record["peak_mb"], "inputs": step.inputs, "events": record["events"]})
+    return list(seen.values())
+
+
+def _document(prepared: Prepared, fitted: Fitted, numbers: Measured, lineage: list[dict[str, Any]], reads: int,
+              pictures: list[dict[str, Any]]) -> dict[str, Any]:
+    request, tagged = prepared.request, prepared.inputs.tagged
+    own = [s for s in lineage if s["part"] != "evaluate"]
+    name = request.data if request.data.startswith("scenes:") else Path(request.data).resolve().name
+    cost = {"seconds": round(sum(s["seconds"] for s in own), 1), "peak_mb": max(s["peak_mb"] for s in own),
+            "device": setup.device_text(prepared.device, prepared.precision),
+            "evaluation_seconds": round(sum(s["seconds"] for s in lineage if s["part"] == "evaluate"), 1)}
+    point = {n: v for n, v in fitted.point.read().items() if n in ("rule", "threshold", "note", "curve")}
+    return {"title": f"{request.method} on {name}", "method": request.method, "data": name, "seed": request.seed,
+            "budget": request.budget, "backbone": prepared.backbone, "version": VERSION, "commit": setup.commit(),
+            "config": fitted.model.key[:16], "command": request.command, "classes": list(tagged.classes),
+            "has_background": tagged.has_background, "supervision": setup.ledger(prepared), "masks_read_by_fit": reads,
+            "cost": cost, "scores": numbers.scores, "missing": numbers.missing, "curves": numbers.curves,
+            "operating_point": point, "detail": numbers.detail, "histories": _histories(lineage, prepared.cache),
+            "lineage": lineage, "warnings": list(prepared.warnings),
+            "bad_files": len(prepared.opened.bad) + (len(prepared.val.bad) if prepared.val else 0),
+            "tags": {"images": len(tagged), "negatives": int((~tagged.tags.any(1)).sum()),
+                     "per_class": dict(zip(tagged.classes, tagged.tags.sum(0).tolist(), strict=True))},
+            "gallery": pictures}
+
+
+def _histories(lineage: list[dict[str, Any]], cache_folder: Path) -> dict[str, Any]:
+    files = {s["stage"]: cache_folder / f"{s['stage']}-{s['key'][:24]}" / "history.json" for s in lineage}
+    return {stage: json.loads(file.read_text()) for stage, file in files.items() if file.exists()}
+
+
+def scores_document(document: dict[str, Any]) -> dict[str, Any]:
+    """scores.json: the numbers and where they come from, without curves."""
+    head = {n: document[n] for n in ("method", "data", "seed", "budget", "backbone", "version", "commit", "config")}
+    return {**head, "ledger": document["supervision"], "masks_read_by_fit": document["masks_read_by_fit"],
+            "cost": document["cost"], **document["scores"], "missing": document["missing"]}
+
+
+def _write_results(out: Path, document: dict[str, Any], predicted: Predicted, fitted: Fitted) -> None:
+    for labels in predicted.val:
+        write_atomic(out / "masks" / f"{labels.id}.png", png(labels.pixels, palette=True))
+    _copy(fitted.model.path, out / "weights")
+    per_class = [("entry", "point", "class", "iou")] + [
+        (entry, point, name, iou) for entry, points in document["scores"].items()
+        for point, scores in points.items() for name, iou in scores["per_class"].items()]
+    write_atomic(out / "per_class.csv", table(per_class))
+    metrics = [("entry", "point", "miou", "precision", "recall", "threshold", "images")] + [
+        (entry, point, s["miou"], s["precision"], s["recall"], s.get("threshold"), s["images"])
+        for entry, points in document["scores"].items() for point, s in points.items()]
+    write_atomic(out / "metrics.csv", table(metrics))
+    write_atomic(out / "report.json", json.dumps(document, allow_nan=False).encode())
+    write_atomic(out / "scores.json", json.dumps(scores_document(document), indent=1, allow_nan=False).encode())
+    page.write(out)
+
+
+def _copy(artifact: Path, place: Path) -> None:
+    """The final model travels with the run: the same files, the record last."""
+    if (place / RECORD).exists() and (place / RECORD).read_bytes() == (artifact / RECORD).read_bytes():
+        return
+    shutil.rmtree(place, ignore_errors=True)
+    for file in sorted(artifact.iterdir(), key=lambda f: f.name == RECORD):
+        write_atomic(place / file.name, file.read_bytes())

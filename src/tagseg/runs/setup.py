@@ -1,0 +1,207 @@
+"""From what was asked to what is run: sets opened, weights found, device, precision and every "auto" decided."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from tagseg import config, methods
+from tagseg.data.folder import Opened, Reading, open_set
+from tagseg.data.index import MaskedSet, TaggedSet
+from tagseg.data.weights import Pretrained, find
+from tagseg.methods.protocol import Inputs
+from tagseg.training.schedule import recipe_values
+from tagseg.types import DataError, EnvironmentFault, UsageError
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks for. Empty `train` means all images, empty `val` no numbers without tags."""
+
+    method: str
+    data: str
+    out: Path
+    train: tuple[str, ...] = ()
+    val: tuple[str, ...] = ()
+    backbone: str = "auto"
+    weights: str | None = None
+    seed: int = 0
+    budget: str = "standard"
+    config: Path | None = None
+    sets: tuple[str, ...] = ()
+    cache: Path | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    workers: int = 2
+    reading: Reading = field(default_factory=Reading)
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request with everything decided: `cfg` holds no "auto", `inputs` are tags and images without truth."""
+
+    request: Request
+    method: ModuleType
+    cfg: Any
+    inputs: Inputs
+    truth: MaskedSet | None
+    val: Opened | None
+    opened: Opened
+    device: str
+    precision: str
+    backbone: str
+    warnings: tuple[str, ...]
+
+    @property
+    def cache(self) -> Path:
+        return cache_folder(self.request)
+
+
+def cache_folder(request: Request) -> Path:
+    """--cache, else TAGSEG_CACHE, else a folder beside the run."""
+    import os
+
+    named = request.cache or (Path(os.environ["TAGSEG_CACHE"]) if os.environ.get("TAGSEG_CACHE") else None)
+    return (named or request.out.resolve().parent / ".tagseg-cache").resolve()
+
+
+def prepare(request: Request) -> Prepared:
+    """Open and check everything that can be wrong before the first second of work."""
+    method = methods.get(request.method)
+    device = choose_device(request.device)
+    precision = choose_precision(request.precision, device)
+    backbone = request.backbone if request.backbone != "auto" else "small" if _generated(request) else "mobilenet_v2"
+    cfg = configure(method.Config(), request, device, precision, backbone)
+    opened, val = open_train(request), open_val(request)
+    tagged = opened.images.training()
+    if not tagged.tags.any():
+        raise DataError(f"{request.data}: no image of {tagged.name!r} has a tag; expected at least one tagged image")
+    if val is not None and val.images.classes != tagged.classes:
+        val = None if not len(val.images) else val
+    truth = opened.truth.select([i for i in tagged.ids if i in set(opened.truth.ids)]) if opened.truth else None
+    inputs = Inputs(tagged, find(request.weights, expected=backbone))
+    warnings = (*opened.warnings, *shared_images(tagged, val.images if val else None))
+    return Prepared(request, method, cfg, inputs, truth, val, opened, device, precision, backbone, warnings)
+
+
+def open_train(request: Request) -> Opened:
+    return open_set(request.data, request.train or (("train",) if _generated(request) else None), request.reading)
+
+
+def open_val(request: Request) -> Opened | None:
+    splits = request.val or (("val",) if _generated(request) else ())
+    return open_set(request.data, splits, request.reading) if splits else None
+
+
+def _generated(request: Request) -> bool:
+    return request.data.startswith("scenes:")
+
+
+def configure(default: Any, request: Request, device: str, precision: str, backbone: str) -> Any:
+    """Defaults, then the budget, then the config file and --set, then what follows from device and backbone."""
+    cfg = config.load(config.with_budget(default, request.budget), request.config, request.sets)
+    decided = {"device": device, "precision": precision, "backbone": backbone, "seed": request.seed}
+    return config.resolve(config.resolve(cfg, decided), recipe_values(backbone))
+
+
+def choose_device(asked: str) -> str:
+    """"auto" is the GPU where there is one."""
+    import torch
+
+    known = ("auto", "cpu", "cuda")
+    if asked.split(":")[0] not in known:
+        raise UsageError(f"--device {asked!r}: expected one of {', '.join(known)}, or cuda:N")
+    if asked.startswith("cuda") and not torch.cuda.is_available():
+        raise EnvironmentFault(f"--device {asked}: torch finds no usable GPU here; use --device cpu or auto")
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return asked
+
+
+def choose_precision(asked: str, device: str) -> str:
+    """"auto" is bf16 where the hardware computes in it (emulated bf16 is many times slower than fp32)."""
+    if asked not in ("auto", "bf16", "fp32"):
+        raise UsageError(f"--precision {asked!r}: expected auto, bf16 or fp32")
+    if asked != "auto":
+        return asked
+    return "bf16" if device.startswith("cuda") or {"avx512_bf16", "amx_bf16"} & cpu_flags() else "fp32"
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("flags"):
+                return frozenset(line.split(":", 1)[1].split())
+    return frozenset()
+
+
+@cache
+def cpu_name() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def device_text(device: str, precision: str) -> str:
+    """The device as reports name it."""
+    import torch
+
+    if device.startswith("cuda"):
+        return f"cuda ({torch.cuda.get_device_name(device)}, {precision})"
+    return f"cpu ({cpu_name()}, {torch.get_num_threads()} threads, {precision})"
+
+
+def shared_images(train: TaggedSet, val: TaggedSet | None) -> tuple[str, ...]:
+    """The leak that is found by content: one image in both train and val."""
+    if val is None:
+        return ()
+    known = {train.source.digest(i): i for i in train.ids}
+    twice = [(known[d], i) for i in val.ids if (d := val.source.digest(i)) in known]
+    if not twice:
+        return ()
+    return (f"{len(twice)} images are in train and in val, for example {twice[0][0]!r} and {twice[0][1]!r}: "
+            "the val numbers are too good",)
+
+
+def commit() -> str | None:
+    """The commit of the source tree that runs, with "+dirty" where tracked files were changed; None without git."""
+    here = Path(__file__).resolve().parent
+    with suppress(OSError, subprocess.CalledProcessError):
+        def git(*words: str) -> str:
+            return subprocess.run(["git", "-C", str(here), *words], check=True, capture_output=True, text=True).stdout
+
+        if "src/tagseg" not in git("ls-files", "--full-name", "setup.py"):
+            return None
+        name = git("rev-parse", "--short=12", "HEAD").strip()
+        return name + ("+dirty" if git("status", "--porcelain", "--untracked-files=no").strip() else "")
+    return None
+
+
+def ledger(prepared: Prepared) -> list[str]:
+    """Every kind of supervision that went in, in words."""
+    tagged, weights = prepared.inputs.tagged, prepared.inputs.pretrained
+    lines = [f"tags of {len(tagged)} images ({len(tagged.classes)} classes, {int((~tagged.tags.any(1)).sum())} negatives)"]
+    lines.append(weights_line(weights))
+    if prepared.inputs.aux is not None:
+        lines.append(f"pixel masks of other classes: {', '.join(prepared.inputs.aux.classes)}")
+    return lines
+
+
+def weights_line(weights: Pretrained) -> str:
+    if weights.is_random:
+        return f"no pretrained weights ({weights.name} from random numbers)"
+    return f"ImageNet weights of {weights.name} (sha256 {weights.sha256[:12]}...)"
+
+
+def with_reading(request: Request, **changes: Any) -> Request:
+    return replace(request, reading=replace(request.reading, **changes))
