@@ -19,6 +19,7 @@ from tagseg.data.index import ImageSource
 from tagseg.nets.backbones import Preprocess
 from tagseg.store import Work
 from tagseg.training.loop import precision as autocast
+from tagseg.training.memory import keep_freed
 from tagseg.types import U8
 
 Size = tuple[int, int]
@@ -64,6 +65,7 @@ class _Job(NamedTuple):
 def predict(work: Work, network: Network, source: ImageSource, ids: Sequence[str], views: Views, *, device: str,
             precision: str, out_size: Callable[[Size], Size] = lambda size: size) -> Iterator[Seen]:
     """Outputs of each image in the order of `ids`, summed over scales and flips (divide by `count(views)` for a mean)."""
+    keep_freed()
     network.module.to(device).eval()
     with one_thread(device):
         for chunk in _chunks(source, ids, network.channels, out_size):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tagseg.store import Work, write_atomic
 from tagseg.training import checkpoint
 from tagseg.training.checkpoint import State
+from tagseg.training.memory import keep_freed
 from tagseg.training.schedule import Schedule, rate_factor
 from tagseg.types import EnvironmentFault, IntegrityError, Interrupted
 
@@ -50,6 +51,7 @@ class Task:
 
 def fit(work: Work, task: Task, schedule: Schedule) -> None:
     """Train to the last step, going on from the newest checkpoint; writes `history.json` ([step, loss, rate], ...)."""
+    keep_freed()
     task.model.to(task.device).train()
     _optimiser_to(task.optimiser, task.device)
     state = checkpoint.restore(work.scratch, task.model, task.optimiser)
@@ -77,7 +79,11 @@ def _step(work: Work, task: Task, schedule: Schedule, state: State, split: int) 
     batch = task.batch(state.step)
     while True:
         try:
-            return _gradient_step(task, batch, split), split
+            with _buffers_kept(task.model) as put_back:
+                loss = _gradient_step(task, batch, split)
+                if math.isnan(loss):
+                    put_back()
+            return loss, split
         except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not _is_memory(error):
                 raise
@@ -87,6 +93,22 @@ def _step(work: Work, task: Task, schedule: Schedule, state: State, split: int) 
                                        "lower the crop (--set ...augment.size=...) or use --device cpu") from error
             split *= 2
             work.event(f"step {state.step}: out of memory, batch of {size} now runs as {split} micro-batches")
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[Callable[[], None]]:
+    """What a forward pass changes (batch norm's running statistics) can be put back, and is after an error."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+
+    def put_back() -> None:
+        for buffer, old in before:
+            buffer.copy_(old)
+
+    try:
+        yield put_back
+    except BaseException:
+        put_back()
+        raise
 
 
 def _is_memory(error: BaseException) -> bool:
