@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from jaxtyping import install_import_hook
@@ -20,6 +21,20 @@ CHECKED = [
     "tagseg.nets",
 ]
 install_import_hook(CHECKED, "beartype.beartype")
+
+if TYPE_CHECKING:
+    from tiny import Tiny
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """One finished tiny run of method `cam`, shared by all tests; nobody changes it."""
+    import torch
+
+    import tiny
+
+    torch.set_num_threads(1)
+    return tiny.make(tmp_path_factory.mktemp("tiny") / "run")
 
 
 def shared_folder() -> Path | None:

@@ -40,14 +40,14 @@ def all_changes(
 
 
 def another_value(cfg: Any, name: str) -> Any:
-    """A different value of the same type: the next option of a Literal, one more, not, a longer text or tuple."""
+    """A different value of the same type: the next Literal option but "auto", one more, not, a longer text or tuple."""
     *groups, last = name.split(".")
     for group in groups:
         cfg = getattr(cfg, group)
     value, options = getattr(cfg, last), typing.get_args(typing.get_type_hints(type(cfg))[last])
     kind = typing.get_type_hints(type(cfg))[last]
     if typing.get_origin(kind) is typing.Literal:
-        return next(option for option in options if option != value)
+        return next(option for option in options if option not in (value, "auto"))
     if isinstance(value, bool):
         return not value
     if isinstance(value, tuple):

@@ -239,7 +239,7 @@ def test_the_artifact_is_there_only_when_it_is_complete(tmp_path: Path) -> None:
     @stage(Scores, version=1)
     def slow(work: Work, cfg: LabelsConfig) -> None:
         artifacts.write_scores(work, {"a": 1})
-        seen.extend(p.name for p in tmp_path.glob("test_store*"))
+        seen.extend(p.name for p in tmp_path.glob(f"{__name__}*"))
         work.event("batch halved")
 
     run = Run(tmp_path)
@@ -249,7 +249,7 @@ def test_the_artifact_is_there_only_when_it_is_complete(tmp_path: Path) -> None:
     record = made.record
     assert list(record["outputs"]) == ["scores.json"]
     assert record["outputs"]["scores.json"]["bytes"] == (made.path / "scores.json").stat().st_size
-    assert (record["stage"], record["version"], record["config"]) == ("test_store.slow", 1, {"threshold": 0.5})
+    assert (record["stage"], record["version"], record["config"]) == (f"{__name__}.slow", 1, {"threshold": 0.5})
     assert record["events"] == ["batch halved"]
     assert record["libraries"]["numpy"]
     assert record["peak_mb"] > 1

@@ -65,10 +65,12 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _command(commands: Any, name: str, call: Callable[[argparse.Namespace], int | None], what: str,
-             example: str) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what.capitalize() + ".",
-                                                           epilog=f"example: {example}", allow_abbrev=False)
+def _command(
+    commands: Any, name: str, call: Callable[[argparse.Namespace], int | None], what: str, example: str
+) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=what, description=what.capitalize() + ".", epilog=f"example: {example}", allow_abbrev=False
+    )
     command.add_argument("--json", action="store_true", help="print the result as JSON")
     command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     command.set_defaults(call=call)
@@ -81,23 +83,50 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _asked(command: argparse.ArgumentParser) -> None:
     command.add_argument("method", metavar="METHOD", help="cam")
-    command.add_argument("data", metavar="DATA", help="a folder of images with tags.csv, one folder a class, or scenes:NAME")
-    command.add_argument("--out", type=Path, metavar="RUN", default=Path("runs/run"), help="the run folder (default: runs/run)")
-    command.add_argument("--train", type=_names, default=(), metavar="SPLIT[,SPLIT]", help="splits to learn from (default: all images)")
-    command.add_argument("--val", type=_names, default=(), metavar="SPLIT", help="splits to predict without tags and score")
-    command.add_argument("--backbone", default="auto", metavar="NAME", help="mobilenet_v2, squeezenet1_1, vgg16, small, timm:NAME")
+    command.add_argument(
+        "data", metavar="DATA", help="a folder of images with tags.csv, one folder a class, or scenes:NAME"
+    )
+    command.add_argument(
+        "--out", type=Path, metavar="RUN", default=Path("runs/run"), help="the run folder (default: runs/run)"
+    )
+    command.add_argument(
+        "--train", type=_names, default=(), metavar="SPLIT[,SPLIT]", help="splits to learn from (default: all images)"
+    )
+    command.add_argument(
+        "--val", type=_names, default=(), metavar="SPLIT", help="splits to predict without tags and score"
+    )
+    command.add_argument(
+        "--backbone", default="auto", metavar="NAME", help="mobilenet_v2, squeezenet1_1, vgg16, small, timm:NAME"
+    )
     command.add_argument("--weights", metavar="PATH", help="pretrained weights: a file, a folder, or none")
     command.add_argument("--seed", type=int, default=0, metavar="N")
     command.add_argument("--budget", default="standard", metavar="NAME", help="quick, standard or paper")
     command.add_argument("--config", type=Path, metavar="FILE", help="settings as YAML")
-    command.add_argument("--set", action="append", default=[], dest="sets", metavar="NAME=VALUE", help="one setting, for example classifier.schedule.epochs=3")
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="sets",
+        metavar="NAME=VALUE",
+        help="one setting, for example classifier.schedule.epochs=3",
+    )
     command.add_argument("--tags", type=Path, metavar="FILE", help="a tags file outside DATA")
-    command.add_argument("--negative", action="append", default=[], metavar="FOLDER", help="a folder of images without any class")
+    command.add_argument(
+        "--negative", action="append", default=[], metavar="FOLDER", help="a folder of images without any class"
+    )
     command.add_argument("--limit", type=int, metavar="N", help="use at most N images of each set")
-    command.add_argument("--max-bad", type=float, default=0.01, metavar="SHARE", help="share of unreadable files that is accepted")
+    command.add_argument(
+        "--max-bad", type=float, default=0.01, metavar="SHARE", help="share of unreadable files that is accepted"
+    )
+    command.add_argument("--follow-links", action="store_true", help="links that leave DATA count as images")
     _machine(command)
     command.add_argument("--precision", default="auto", metavar="NAME", help="auto, fp32 or bf16")
-    command.add_argument("--cache", type=Path, metavar="DIR", help="where finished stages are kept (TAGSEG_CACHE; default: beside the run)")
+    command.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="where finished stages are kept (TAGSEG_CACHE; default: beside the run)",
+    )
 
 
 def _machine(command: argparse.ArgumentParser) -> None:
@@ -123,7 +152,10 @@ def _predict(command: argparse.ArgumentParser) -> None:
     command.add_argument("--save", type=_names, default=("mask",), metavar="KIND,...", help="mask, overlay, confidence")
     command.add_argument("--post", action="store_true", help="slower: several scales, flip and dense CRF")
     command.add_argument("--limit", type=int, metavar="N", help="at most N images")
-    command.add_argument("--max-bad", type=float, default=0.01, metavar="SHARE", help="share of unreadable files that is accepted")
+    command.add_argument("--follow-links", action="store_true", help="links that leave IMAGES count as images")
+    command.add_argument(
+        "--max-bad", type=float, default=0.01, metavar="SHARE", help="share of unreadable files that is accepted"
+    )
     _machine(command)
 
 
@@ -131,6 +163,9 @@ def _evaluate(command: argparse.ArgumentParser) -> None:
     command.add_argument("pred", type=Path, metavar="PRED", help="a folder of predicted masks")
     command.add_argument("truth", type=Path, metavar="TRUTH", help="a folder of true masks, same names")
     command.add_argument("--classes", type=Path, metavar="FILE", help="class names, one a line (default: 1, 2, ...)")
+    command.add_argument(
+        "--white", choices=("object", "ignore"), help="what 255 means in masks that hold only 0 and 255"
+    )
     command.add_argument("--no-background", action="store_true", help="0 is not a class: the mean goes over 1..C")
 
 
@@ -140,7 +175,9 @@ def _report(command: argparse.ArgumentParser) -> None:
 
 def _cache(command: argparse.ArgumentParser) -> None:
     command.add_argument("action", choices=("ls", "gc"))
-    command.add_argument("cache", type=Path, metavar="DIR", nargs="?", help="default: TAGSEG_CACHE, else runs/.tagseg-cache")
+    command.add_argument(
+        "cache", type=Path, metavar="DIR", nargs="?", help="default: TAGSEG_CACHE, else runs/.tagseg-cache"
+    )
     command.add_argument("--forget-missing", action="store_true", help="runs whose folder is gone no longer count")
     command.add_argument("--dry-run", action="store_true", help="say what would be removed")
 
@@ -149,11 +186,33 @@ def _request(args: argparse.Namespace) -> Any:
     from tagseg.data.folder import Reading
     from tagseg.runs.setup import Request
 
-    reading = Reading(tags=args.tags, negative=tuple(args.negative), limit=args.limit, max_bad=args.max_bad, workers=args.workers)
-    return Request(method=args.method, data=args.data, out=args.out, train=args.train, val=args.val, backbone=args.backbone,
-                   weights=args.weights, seed=args.seed, budget=args.budget, config=args.config, sets=tuple(args.sets),
-                   cache=args.cache, device=args.device, precision=args.precision, workers=args.workers, reading=reading,
-                   command=f"tagseg {shlex.join(_portable(args.words))}")
+    reading = Reading(
+        tags=args.tags,
+        negative=tuple(args.negative),
+        limit=args.limit,
+        max_bad=args.max_bad,
+        workers=args.workers,
+        follow_links=args.follow_links,
+    )
+    return Request(
+        method=args.method,
+        data=args.data,
+        out=args.out,
+        train=args.train,
+        val=args.val,
+        backbone=args.backbone,
+        weights=args.weights,
+        seed=args.seed,
+        budget=args.budget,
+        config=args.config,
+        sets=tuple(args.sets),
+        cache=args.cache,
+        device=args.device,
+        precision=args.precision,
+        workers=args.workers,
+        reading=reading,
+        command=f"tagseg {shlex.join(_portable(args.words))}",
+    )
 
 
 def _portable(words: list[str]) -> list[str]:
@@ -164,8 +223,16 @@ def _portable(words: list[str]) -> list[str]:
 def demo(args: argparse.Namespace) -> None:
     from tagseg.runs.setup import Request
 
-    request = Request(method="cam", data=args.data, out=args.out, budget="quick", seed=args.seed, device=args.device,
-                      workers=args.workers, command=f"tagseg {shlex.join(_portable(args.words))}")
+    request = Request(
+        method="cam",
+        data=args.data,
+        out=args.out,
+        budget="quick",
+        seed=args.seed,
+        device=args.device,
+        workers=args.workers,
+        command=f"tagseg {shlex.join(_portable(args.words))}",
+    )
     _run(args, request)
 
 
@@ -180,7 +247,7 @@ def _run(args: argparse.Namespace, request: Any) -> None:
 
     stopping = _on_signal()
     document = run(request, Lines(), stopping)
-    show(args, scores_document(document), lambda: tables.summary(document))
+    show(args, scores_document(document), lambda: tables.plain(document))
     say(f"masks read by the fit: {document['masks_read_by_fit']}")
     say(f"report: {request.out / 'report.html'}")
 
@@ -202,7 +269,11 @@ def _on_signal() -> Callable[[], bool]:
 def plan(args: argparse.Namespace) -> None:
     from tagseg.runs.run import plan
 
-    steps = plan(_request(args))
+    steps, prepared = plan(_request(args))
+    tagged, opened = prepared.inputs.tagged, prepared.opened
+    say(f"{len(tagged)} tagged images, {len(tagged.classes)} classes, {len(opened.bad)} bad files; {opened.layout}")
+    for warning in prepared.warnings:
+        say(f"note: {warning}")
     rows = [{"stage": s.stage, "state": s.state, "key": s.key[:12]} for s in steps]
     show(args, rows, lambda: "\n".join(f"{r['state']:6s} {r['stage']:32s} {r['key']}" for r in rows))
 
@@ -212,10 +283,25 @@ def predict(args: argparse.Namespace) -> None:
     from tagseg.report.progress import Lines
     from tagseg.runs.predict import predict
 
-    result = predict(args.run, args.images, args.out, save=args.save, post=args.post, device=args.device, workers=args.workers,
-                     reading=Reading(limit=args.limit, max_bad=args.max_bad, workers=args.workers), progress=Lines())
-    show(args, result, lambda: f"{result['images']} images -> {result['out']}"
-         + (f" ({result['bad_files']} unreadable, see bad_files.csv)" if result["bad_files"] else ""))
+    result = predict(
+        args.run,
+        args.images,
+        args.out,
+        save=args.save,
+        post=args.post,
+        device=args.device,
+        workers=args.workers,
+        reading=Reading(limit=args.limit, max_bad=args.max_bad, workers=args.workers, follow_links=args.follow_links),
+        progress=Lines(),
+    )
+    show(
+        args,
+        result,
+        lambda: (
+            f"{result['images']} images -> {result['out']}"
+            + (f" ({result['bad_files']} unreadable, see bad_files.csv)" if result["bad_files"] else "")
+        ),
+    )
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -223,8 +309,11 @@ def evaluate(args: argparse.Namespace) -> None:
     from tagseg.report import tables
 
     names = [n for n in args.classes.read_text(encoding="utf-8-sig").splitlines() if n] if args.classes else None
-    scores = evaluate_folders(args.pred, args.truth, classes=names, has_background=not args.no_background)
-    show(args, scores, lambda: tables.scores(scores))
+    white = None if args.white is None else args.white == "object"
+    scores = evaluate_folders(
+        args.pred, args.truth, classes=names, has_background=not args.no_background, white_is_object=white
+    )
+    show(args, scores, lambda: tables.folder_scores(scores))
 
 
 def report(args: argparse.Namespace) -> None:
@@ -234,7 +323,7 @@ def report(args: argparse.Namespace) -> None:
         raise UsageError(f"{args.run}: holds no report.json; give the --out folder of a finished `tagseg run`")
     document = json.loads((args.run / "report.json").read_text())
     path = page.write(args.run)
-    show(args, document["scores"], lambda: tables.summary(document))
+    show(args, document["scores"], lambda: tables.plain(document))
     say(f"report: {path}")
 
 
@@ -257,10 +346,21 @@ def cache(args: argparse.Namespace) -> None:
     place = args.cache or Path(os.environ.get("TAGSEG_CACHE") or "runs/.tagseg-cache")
     if not place.is_dir():
         raise UsageError(f"{place}: no such cache; give the folder, or set TAGSEG_CACHE")
-    entries = listing(place) if args.action == "ls" else gc(place, forget_missing=args.forget_missing, dry_run=args.dry_run)
+    entries = (
+        listing(place) if args.action == "ls" else gc(place, forget_missing=args.forget_missing, dry_run=args.dry_run)
+    )
     head = "" if args.action == "ls" else f"{'would remove' if args.dry_run else 'removed'} {len(entries)}\n"
-    show(args, [asdict(e) for e in entries], lambda: head + "\n".join(
-        f"{e.megabytes:9.1f} MB {e.seconds:8.1f} s  {e.name}  {', '.join(e.used_by) or 'no run'}" for e in entries))
+    show(
+        args,
+        [asdict(e) for e in entries],
+        lambda: (
+            head
+            + "\n".join(
+                f"{e.megabytes:9.1f} MB {e.seconds:8.1f} s  {e.name}  {', '.join(e.used_by) or 'no run'}"
+                for e in entries
+            )
+        ),
+    )
 
 
 if __name__ == "__main__":

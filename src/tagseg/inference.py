@@ -62,9 +62,18 @@ class _Job(NamedTuple):
     members: list[int]
 
 
-def predict(work: Work, network: Network, source: ImageSource, ids: Sequence[str], views: Views, *, device: str,
-            precision: str, out_size: Callable[[Size], Size] = lambda size: size) -> Iterator[Seen]:
-    """Outputs of each image in the order of `ids`, summed over scales and flips (divide by `count(views)` for a mean)."""
+def predict(
+    work: Work,
+    network: Network,
+    source: ImageSource,
+    ids: Sequence[str],
+    views: Views,
+    *,
+    device: str,
+    precision: str,
+    out_size: Callable[[Size], Size] = lambda size: size,
+) -> Iterator[Seen]:
+    """Outputs of each image in the order of `ids`, summed over scales and flips (`count(views)` of them)."""
     keep_freed()
     network.module.to(device).eval()
     with one_thread(device):
@@ -106,7 +115,9 @@ def net_shape(size: Size, area: int, scale: float, least: int) -> Size:
     return h, w
 
 
-def _chunks(source: ImageSource, ids: Sequence[str], channels: int, out_size: Callable[[Size], Size]) -> Iterator[list[str]]:
+def _chunks(
+    source: ImageSource, ids: Sequence[str], channels: int, out_size: Callable[[Size], Size]
+) -> Iterator[list[str]]:
     """Consecutive ids whose outputs together stay under `CHUNK_VALUES`; a function of the list alone."""
     chunk: list[str] = []
     held = 0
@@ -135,8 +146,15 @@ def _jobs(sizes: list[Size], views: Views, least: int) -> list[_Job]:
 
 
 @torch.inference_mode()
-def _forward(network: Network, job: _Job, images: list[U8], flip: bool, device: str, precision: str,
-             out_size: Callable[[Size], Size]) -> list[Tensor]:
+def _forward(
+    network: Network,
+    job: _Job,
+    images: list[U8],
+    flip: bool,
+    device: str,
+    precision: str,
+    out_size: Callable[[Size], Size],
+) -> list[Tensor]:
     """The outputs of one batch on each image's own output grid, mirrored view added after it was mirrored back."""
     batch = torch.from_numpy(np.stack([resized(i, job.shape) for i in images])).to(device)
     x = network.preprocess(batch.float() / 255)
@@ -146,8 +164,10 @@ def _forward(network: Network, job: _Job, images: list[U8], flip: bool, device: 
         mirrored = network.module(x.flip(3)) if flip else None
     outputs = [network.read(plain[i : i + 1], job.shape, t) for i, t in enumerate(targets)]
     if mirrored is not None:
-        outputs = [o + network.read(mirrored[i : i + 1], job.shape, t).flip(3)
-                   for i, (o, t) in enumerate(zip(outputs, targets, strict=True))]
+        outputs = [
+            o + network.read(mirrored[i : i + 1], job.shape, t).flip(3)
+            for i, (o, t) in enumerate(zip(outputs, targets, strict=True))
+        ]
     return [o[0].float().cpu() for o in outputs]
 
 

@@ -59,7 +59,8 @@ def make_document(names: list[str]) -> Document:
         "histories": {"localize.classify.train": [[i, 1.0 / (i + 1), 0.01] for i in range(40)]},
         "lineage": [
             {"stage": "localize.classify.train", "state": "done", "seconds": 60.0, "peak_mb": 900.0,
-             "key": "aa11bb22cc", "version": 1, "inputs": ["set"], "events": ["batch halved for memory"], "part": "fit"},
+             "key": "aa11bb22cc", "version": 1, "part": "fit", "inputs": ["set"],
+             "events": ["batch halved for memory"]},
             {"stage": "localize.cam.maps", "state": "ran", "seconds": 12.3, "peak_mb": 400.0, "key": "dd33ee44ff",
              "version": 2, "inputs": ["aa11bb22cc"], "events": [], "part": "fit"},
         ],

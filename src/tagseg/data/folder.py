@@ -101,7 +101,7 @@ def _images(root: Path, how: Reading) -> tuple[Path, Tree]:
     inner = root / "images"
     place = inner if inner.is_dir() else root
     if place.is_symlink() and not how.follow_links and not place.resolve().is_relative_to(root):
-        raise DataError(f"{inner}: a link out of the data folder; allow it with follow_links")
+        raise DataError(f"{inner}: a link out of the data folder; allow it with --follow-links")
     skip = [] if place == inner else [root / name for name in _RESERVED]
     tree = walk(place, root, skip=skip, follow_links=how.follow_links)
     if not tree.files and not tree.bad:

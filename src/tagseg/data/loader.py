@@ -1,4 +1,4 @@
-"""Training batches: crop first and resize only the crop, bytes until the device, each batch a function of (seed, step)."""
+"""Training batches: crop first, resize only the crop, bytes until the device; a batch is a function of (seed, step)."""
 
 from __future__ import annotations
 
@@ -53,18 +53,25 @@ def window(shape: tuple[int, int], crop: tuple[int, int], augment: Augment, rng:
     (height, width), (ch, cw) = shape, crop
     zoom = float(np.exp(rng.uniform(*np.log(augment.scale)))) * (ch * cw / (height * width)) ** 0.5
     view_h, view_w = ch / zoom, cw / zoom
-    top, left = (rng.uniform(min(0.0, full - view), max(0.0, full - view))
-                 for full, view in ((height, view_h), (width, view_w)))
+    top, left = (
+        rng.uniform(min(0.0, full - view), max(0.0, full - view)) for full, view in ((height, view_h), (width, view_w))
+    )
     return Window((left, top, left + view_w, top + view_h), bool(augment.flip and rng.random() < 0.5))
 
 
-def cut(image: Image.Image, view: Window, crop: tuple[int, int], *, fill: int | tuple[int, ...], nearest: bool) -> Image.Image:
+def cut(
+    image: Image.Image, view: Window, crop: tuple[int, int], *, fill: int | tuple[int, ...], nearest: bool
+) -> Image.Image:
     """The window of an image at the crop's size: only the needed part is resampled, the rest is `fill`."""
     left, top, right, bottom = view.box
     sx, sy = crop[1] / (right - left), crop[0] / (bottom - top)
     inner = (max(left, 0.0), max(top, 0.0), min(right, float(image.width)), min(bottom, float(image.height)))
-    x0, y0, x1, y1 = (round((inner[0] - left) * sx), round((inner[1] - top) * sy),
-                      round((inner[2] - left) * sx), round((inner[3] - top) * sy))
+    x0, y0, x1, y1 = (
+        round((inner[0] - left) * sx),
+        round((inner[1] - top) * sy),
+        round((inner[2] - left) * sx),
+        round((inner[3] - top) * sy),
+    )
     x1, y1 = max(x1, x0 + 1), max(y1, y0 + 1)
     method = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
     part = image.resize((x1 - x0, y1 - y0), method, box=inner, reducing_gap=None if nearest else 2.0)
@@ -76,13 +83,15 @@ def cut(image: Image.Image, view: Window, crop: tuple[int, int], *, fill: int | 
 
 
 def jitter(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
-    """Brightness, contrast and saturation, each by a factor in 1 ± strength (no hue: dear, and it changes materials)."""
+    """Brightness, contrast and saturation, each by a factor in 1 ± strength (no hue: it is dear)."""
     for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
         image = enhance(image).enhance(float(rng.uniform(1 - strength, 1 + strength)))
     return image
 
 
-def draw(image: U8, labels: U8 | None, crop: tuple[int, int], augment: Augment, rng: np.random.Generator) -> tuple[U8, U8 | None]:
+def draw(
+    image: U8, labels: U8 | None, crop: tuple[int, int], augment: Augment, rng: np.random.Generator
+) -> tuple[U8, U8 | None]:
     """One augmented crop of an image (3,H,W) and, cut alike, of its labels (H,W): (3,h,w) and (h,w)."""
     view = window((image.shape[1], image.shape[2]), crop, augment, rng)
     photo = cut(Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))), view, crop, fill=FILL, nearest=False)
@@ -129,8 +138,10 @@ class Draws:
         """Batch of a step: `images` uint8 (B,3,h,w), `tags` bool (B,C) and, with labels, `labels` uint8 (B,h,w)."""
         chosen = members(lined_up(self.tags, self.positives), self.batch, self.seed, step)
         drawn = [self._draw(index, number) for index, number in chosen]
-        batch = {"images": torch.from_numpy(np.stack([image for image, _ in drawn])),
-                 "tags": torch.from_numpy(self.tags[[index for index, _ in chosen]])}
+        batch = {
+            "images": torch.from_numpy(np.stack([image for image, _ in drawn])),
+            "tags": torch.from_numpy(self.tags[[index for index, _ in chosen]]),
+        }
         if self.labels is not None:
             batch["labels"] = torch.from_numpy(np.stack([mask for _, mask in drawn if mask is not None]))
         return batch
@@ -138,11 +149,15 @@ class Draws:
     def _draw(self, index: int, number: int) -> tuple[U8, U8 | None]:
         sample = self.ids[index]
         labels = None if self.labels is None else self.labels(sample)
-        return draw(self.source.read(sample), labels, self.crop, self.augment, np.random.default_rng([self.seed, 2, number]))
+        return draw(
+            self.source.read(sample), labels, self.crop, self.augment, np.random.default_rng([self.seed, 2, number])
+        )
 
 
 @contextmanager
-def prefetched(batch: Callable[[int], dict[str, Tensor]], ahead: int = 3) -> Iterator[Callable[[int], dict[str, Tensor]]]:
+def prefetched(
+    batch: Callable[[int], dict[str, Tensor]], ahead: int = 3
+) -> Iterator[Callable[[int], dict[str, Tensor]]]:
     """The same batches, the next `ahead` made meanwhile in a thread; order and content do not depend on timing."""
     waiting: dict[int, Future[dict[str, Tensor]]] = {}
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:

@@ -122,7 +122,7 @@ def _passed_over(path: Path, walk: _Walk) -> bool:
 
 def _link(path: Path, root: Path) -> BadFile:
     return BadFile(relative(path, root), "link-outside",
-                   f"points to {relative(path.resolve(), root)}, outside the data folder; follow_links allows it")
+                   f"points to {relative(path.resolve(), root)}, outside the data folder; --follow-links allows it")
 
 
 def _listed(folder: Path) -> list[Path]:

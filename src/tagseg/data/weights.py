@@ -19,6 +19,7 @@ from tagseg.types import EnvironmentFault, IntegrityError, UsageError
 VARIABLE = "TAGSEG_WEIGHTS"
 RANDOM = ("none", "random")
 _SUFFIXES = (".safetensors", ".pth", ".pt")
+_TIMM = "timm:"
 _UNTRAINED = ("small",)  # backbones of which no trained weights exist
 _OURS_FROM_TORCHVISION = ("vgg", "squeezenet", "mobilenet_v2")  # with torchvision's key names; the rest is timm's
 
@@ -99,11 +100,12 @@ def download(name: str) -> Path:
 # ---- where ----
 
 def _check_name(name: str) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-        raise UsageError(f"backbone {name!r}: expected a name of letters, digits, '_', '.', '-'")
+    if not re.fullmatch(r"(timm:)?[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+        raise UsageError(f"backbone {name!r}: expected a name of letters, digits, '_', '.', '-', or timm:NAME")
 
 
 def _in_folder(folder: Path, name: str) -> Path | None:
+    name = name.removeprefix(_TIMM)
     return next((path for suffix in _SUFFIXES if (path := folder / f"{name}{suffix}").is_file()), None)
 
 
@@ -137,7 +139,7 @@ def _fetched(expected: str, fetch: Callable[[str], Path]) -> Path:
         origin, digest = origin_of(expected)
         raise EnvironmentFault(
             f"no weights for {expected!r}: none in {place}, and the download failed ({type(error).__name__}: {error}). "
-            f"Put {expected}.safetensors or .pth there; it comes from {origin}{digest}. "
+            f"Put {expected.removeprefix(_TIMM)}.safetensors or .pth there; it comes from {origin}{digest}. "
             "A random start must be asked for: --weights none") from error
 
 
@@ -179,6 +181,7 @@ def _torchvision_file(name: str) -> Path:
 def _timm_repository(name: str) -> str:
     from timm.models import get_pretrained_cfg
 
+    name = name.removeprefix(_TIMM)
     config = get_pretrained_cfg(name, allow_unregistered=True)
     if config is None or not config.hf_hub_id:
         raise UsageError(f"timm has no weights for {name!r}; check the backbone's name, or give a file with --weights")

@@ -108,10 +108,10 @@ def _white_sides(census: tuple[I64, I64], pred: Path, truth: Path, white_is_obje
     if white_is_object is None and any(black_white):
         folders = " and ".join(str(f) for f, found in zip((pred, truth), black_white, strict=True) if found)
         raise DataError(f"the masks in {folders} hold only the values 0 and 255; expected class indices 0, 1, ..., "
-                        "as 255 means ignored or unsure here. If 255 means the object, set white_is_object=True (read "
-                        "as 0 and 1); if it does mean ignored, set white_is_object=False")
+                        "as 255 means ignored or unsure here. If 255 means the object, set --white object (read "
+                        "as 0 and 1); if it does mean ignored, --white ignore")
     if white_is_object and not any(black_white):
-        raise DataError(f"white_is_object is set, but neither {pred} nor {truth} holds masks of 0 and 255 alone: "
+        raise DataError(f"--white object is set, but neither {pred} nor {truth} holds masks of 0 and 255 alone: "
                         "expected such masks; leave the setting out")
     return _White(*(bool(white_is_object) and found for found in black_white))
 

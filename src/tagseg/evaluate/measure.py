@@ -56,9 +56,18 @@ def maps(work: Work, found: MapSet, truth: MaskedSet, cfg: MeasureMaps) -> None:
     points = [asdict(s) for s in tally.summaries()]
     curve = [p["miou"] for p in points]
     best = max(range(len(curve)), key=curve.__getitem__)
-    write_scores(work, {"images": len(ids), "thresholds": thresholds, "miou": curve, "best": thresholds[best],
-                        "flat": list(flat_within(thresholds, curve)), "average_precision": tally.average_precision(),
-                        "points": points})
+    write_scores(
+        work,
+        {
+            "images": len(ids),
+            "thresholds": thresholds,
+            "miou": curve,
+            "best": thresholds[best],
+            "flat": list(flat_within(thresholds, curve)),
+            "average_precision": tally.average_precision(),
+            "points": points,
+        },
+    )
 
 
 def _item(found: MapSet, truth: MaskedSet, sample: str) -> tuple[str, U8, I64, F32]:
@@ -74,7 +83,9 @@ def at(curve: dict[str, Any], threshold: float) -> dict[str, Any]:
 
 def entry(scores: dict[str, Any], images: int, threshold: float | None = None) -> dict[str, Any]:
     """The part of a score document that enters `scores.json`."""
-    chosen = {n: scores[n] for n in ("miou", "precision", "recall", "per_class", "boundary_iou") if n in scores}
+    chosen: dict[str, Any] = {
+        n: scores[n] for n in ("miou", "precision", "recall", "per_class", "boundary_iou") if n in scores
+    }
     return {**chosen, "images": images, **({} if threshold is None else {"threshold": threshold})}
 
 

@@ -46,8 +46,12 @@ def maps(work: Work, tagged: TaggedSet, classifier: Weights, cfg: Cam) -> None:
     def produce(ids: list[str]) -> Iterator[ClassMaps]:
         for seen in raw_maps(work, network, tagged, ids, cfg):
             classes = np.flatnonzero(present[seen.id])
-            yield ClassMaps(seen.id, classes.astype(np.int64) + 1, normalise(values(seen)[classes]),
-                            (seen.image.shape[1], seen.image.shape[2]))
+            yield ClassMaps(
+                seen.id,
+                classes.astype(np.int64) + 1,
+                normalise(values(seen)[classes]),
+                (seen.image.shape[1], seen.image.shape[2]),
+            )
 
     write_maps(work, tagged.ids, produce, {"classes": list(tagged.classes), "grid": cfg.grid})
 
@@ -56,15 +60,25 @@ def network_of(model: TagNet) -> Network:
     """A classifier read as raw class maps: positive part on its own grid, then brought to the wanted size."""
 
     def read(raw: Tensor, in_size: Size, out_size: Size) -> Tensor:
-        return resample(raw.relu(), stride=model.tap.stride, offset=model.tap.offset, in_size=in_size, out_size=out_size)
+        return resample(
+            raw.relu(), stride=model.tap.stride, offset=model.tap.offset, in_size=in_size, out_size=out_size
+        )
 
     return Network(model, model.backbone.preprocess, read, model.head.weight.shape[0], model.backbone.min_size)
 
 
 def raw_maps(work: Work, network: Network, tagged: TaggedSet, ids: Sequence[str], cfg: Cam) -> Iterator[Seen]:
     """Raw maps of *all* classes (C,h,w), before any division, of the images `ids`."""
-    yield from predict(work, network, tagged.source, ids, cfg.views, device=cfg.device, precision=cfg.precision,
-                       out_size=lambda size: (math.ceil(size[0] / cfg.grid), math.ceil(size[1] / cfg.grid)))
+    yield from predict(
+        work,
+        network,
+        tagged.source,
+        ids,
+        cfg.views,
+        device=cfg.device,
+        precision=cfg.precision,
+        out_size=lambda size: (math.ceil(size[0] / cfg.grid), math.ceil(size[1] / cfg.grid)),
+    )
 
 
 def values(seen: Seen) -> F32:

@@ -40,12 +40,27 @@ class Classify:
     precision: str = "auto"
 
     BUDGETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "quick": {"augment": Augment(size=96, colour=0.1), "stride": 8,
-                  "schedule": Schedule(epochs=12, min_images=1000, max_images=4800, batch=32)},
+        "quick": {
+            "augment": Augment(size=96, colour=0.1),
+            "stride": 8,
+            "schedule": Schedule(epochs=12, min_images=1000, max_images=4800, batch=32),
+        },
         # IRN's classification step: 5 epochs, batch 16, crop 512, SGD .1 with poly .9 and no momentum to speak of
-        "paper": {"augment": Augment(size=512, scale=(0.6, 1.25)),
-                  "schedule": Schedule(epochs=5, min_images=0, max_images=10**9, batch=16, optimiser="sgd", lr=0.1,
-                                       head_lr=1.0, weight_decay=1e-4, momentum=0.0, warmup=0.0)},
+        "paper": {
+            "augment": Augment(size=512, scale=(0.6, 1.25)),
+            "schedule": Schedule(
+                epochs=5,
+                min_images=0,
+                max_images=10**9,
+                batch=16,
+                optimiser="sgd",
+                lr=0.1,
+                head_lr=1.0,
+                weight_decay=1e-4,
+                momentum=0.0,
+                warmup=0.0,
+            ),
+        },
     }
 
 
@@ -92,12 +107,31 @@ def train(work: Work, tagged: TaggedSet, pretrained: Pretrained, cfg: Classify) 
     draws = Draws(images.source, images.ids, images.tags, crop, cfg.augment, cfg.schedule.batch, seed)
     body, head = list(model.backbone.parameters()), list(model.head.parameters())
     with prefetched(draws) as batches:
-        task = Task(model, optimiser(cfg.schedule, body, head), batches, TagLoss(pool(cfg)),
-                    steps(cfg.schedule, len(images)), seed, cfg.device, cfg.precision)
+        task = Task(
+            model,
+            optimiser(cfg.schedule, body, head),
+            batches,
+            TagLoss(pool(cfg)),
+            steps(cfg.schedule, len(images)),
+            seed,
+            cfg.device,
+            cfg.precision,
+        )
         fit(work, task, cfg.schedule)
-    write_weights(work, model.state_dict(), {"backbone": cfg.backbone, "stride": cfg.stride, "classes": list(tagged.classes),
-                                             "crop": list(crop), "size": cfg.augment.size, "pooling": cfg.pooling,
-                                             "lse_r": cfg.lse_r, "topk_share": cfg.topk_share})
+    write_weights(
+        work,
+        model.state_dict(),
+        {
+            "backbone": cfg.backbone,
+            "stride": cfg.stride,
+            "classes": list(tagged.classes),
+            "crop": list(crop),
+            "size": cfg.augment.size,
+            "pooling": cfg.pooling,
+            "lse_r": cfg.lse_r,
+            "topk_share": cfg.topk_share,
+        },
+    )
 
 
 def pool(cfg: Classify) -> Callable[[Tensor], Tensor]:
@@ -119,5 +153,7 @@ def load(weights: Weights, classes: tuple[str, ...]) -> TagNet:
 def check_classes(found: list[str], expected: tuple[str, ...], where: str) -> None:
     """Class names travel with weights: refuse a network that was trained for other ones."""
     if tuple(found) != tuple(expected):
-        raise DataError(f"{where}: trained for the classes {', '.join(found)}; the data has {', '.join(expected)}; "
-                        "give data with the same classes.txt, or train again")
+        raise DataError(
+            f"{where}: trained for the classes {', '.join(found)}; the data has {', '.join(expected)}; "
+            "give data with the same classes.txt, or train again"
+        )

@@ -1,4 +1,4 @@
-"""The `auto` operating point: where to cut class maps, chosen from tags and maps alone; class-absent images are negatives."""
+"""The `auto` operating point: where to cut class maps, from tags and maps alone; class-absent images are negatives."""
 
 from __future__ import annotations
 
@@ -55,10 +55,20 @@ def auto(work: Work, tagged: TaggedSet, classifier: Weights, both: Auto) -> None
     curve = curves.mean(0) if len(curves) else np.zeros(BINS)
     threshold = float(edges[allowed][curve[allowed].argmax()]) if len(curves) else 0.3
     left_out = [name for name, used in zip(tagged.classes, rows, strict=True) if not used]
-    write_scores(work, {"threshold": threshold, "origin": "auto", "rule": rule, "note": _note(cfg, rule, looked, left_out),
-                        "curve": {"thresholds": edges.tolist(), "expected_miou": np.round(curve, 5).tolist()},
-                        "present": present.tolist(), "absent": absent.tolist(),
-                        "images_with": counts[0].tolist(), "images_without": counts[1].tolist()})
+    write_scores(
+        work,
+        {
+            "threshold": threshold,
+            "origin": "auto",
+            "rule": rule,
+            "note": _note(cfg, rule, looked, left_out),
+            "curve": {"thresholds": edges.tolist(), "expected_miou": np.round(curve, 5).tolist()},
+            "present": present.tolist(),
+            "absent": absent.tolist(),
+            "images_with": counts[0].tolist(),
+            "images_without": counts[1].tolist(),
+        },
+    )
 
 
 def histograms(work: Work, looked: TaggedSet, classifier: Weights, cfg: cam.Cam) -> tuple[np.ndarray, ...]:
@@ -83,8 +93,14 @@ def histograms(work: Work, looked: TaggedSet, classifier: Weights, cfg: cam.Cam)
             else:
                 empty[c].append(np.sort(raw[c].ravel())[:: max(1, raw[c].size // 1000)])
         work.tick(done + 1, len(looked))
-    absent = np.stack([sum((_histogram(values / (np.median(peaks[c]) + 1e-5)) for values in empty[c]), np.zeros(BINS))
-                       if peaks[c] else np.zeros(BINS) for c in range(classes)])
+    absent = np.stack(
+        [
+            sum((_histogram(values / (np.median(peaks[c]) + 1e-5)) for values in empty[c]), np.zeros(BINS))
+            if peaks[c]
+            else np.zeros(BINS)
+            for c in range(classes)
+        ]
+    )
     return present, absent, counts
 
 
@@ -94,10 +110,14 @@ def _histogram(scores: np.ndarray) -> np.ndarray:
 
 
 def _note(cfg: OperatingPoint, rule: str, looked: TaggedSet, left_out: list[str]) -> str:
-    text = {"two_groups": "pixel scores in images with a tag are a mixture of object and background; images without the "
-                          "tag show the background alone; the cut is where the expected IoU is largest",
-            "otsu": "the cut that separates the scores of tagged maps best (Otsu), because no class has enough images "
-                    "without its tag to serve as negatives" if cfg.rule != "otsu" else "Otsu's cut of the scores"}[rule]
+    text = {
+        "two_groups": "pixel scores in images with a tag are a mixture of object and background; images without the "
+        "tag show the background alone; the cut is where the expected IoU is largest",
+        "otsu": "the cut that separates the scores of tagged maps best (Otsu), because no class has enough images "
+        "without its tag to serve as negatives"
+        if cfg.rule != "otsu"
+        else "Otsu's cut of the scores",
+    }[rule]
     said = f"{text}. Chosen on {len(looked)} images, one threshold for all classes, no pixel truth."
     if left_out:
         said += f" Not counted, too rare or nearly everywhere: {', '.join(left_out)}."

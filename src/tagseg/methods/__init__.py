@@ -15,6 +15,8 @@ def get(name: str) -> ModuleType:
     """The page of a method: a module with `Config`, `fit`, `maps`, `labels`, `predict` (see methods/protocol.py)."""
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=1)
-        raise UsageError(f"method {name!r} is unknown; expected one of {', '.join(METHODS)}"
-                         + (f" (nearest: {near[0]})" if near else ""))
+        raise UsageError(
+            f"method {name!r} is unknown; expected one of {', '.join(METHODS)}"
+            + (f" (nearest: {near[0]})" if near else "")
+        )
     return importlib.import_module(f"tagseg.methods.{name}")

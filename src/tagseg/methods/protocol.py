@@ -3,7 +3,7 @@
 `Config`: frozen dataclass of its stages' configs, the paper's values as defaults, with `predict` and `post`.
 `fit(run, inputs, cfg) -> Fitted`: composes stages. `maps(run, tagged, fitted, cfg) -> MapSet`: its localisation of
 other tagged images. `labels(run, tagged, maps, point, cfg) -> LabelSet`: refined labels at an operating point.
-`predict(run, model, images, cfg) -> LabelSet`: masks of images without tags (`cfg.predict`, or `cfg.post` in its place).
+`predict(run, model, images, cfg) -> LabelSet`: masks without tags, as `cfg.predict` says (or `cfg.post` in its place).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tagseg.data.weights import Pretrained
 
 @dataclass(frozen=True)
 class Inputs:
-    """`tagged`: the training images; `pretrained`: the backbone's weights; `aux`: masks of *other* classes, if asked for."""
+    """`tagged`: the training images; `pretrained`: the backbone's weights; `aux`: masks of *other* classes."""
 
     tagged: TaggedSet
     pretrained: Pretrained

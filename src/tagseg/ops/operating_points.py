@@ -21,7 +21,7 @@ def expected_iou(present: Float[np.ndarray, "c b"], absent: Float[np.ndarray, "c
     return found / np.maximum(claimed + objects.sum(1, keepdims=True) - found, 1e-12)
 
 
-def background_share(mixture: Float[np.ndarray, "c b"], null: Float[np.ndarray, "c b"]) -> Float[np.ndarray, "c"]:
+def background_share(mixture: Float[np.ndarray, "c b"], null: Float[np.ndarray, "c b"]) -> Float[np.ndarray, c]:
     """The share of background in each mixture: the smallest ratio of both cumulative distributions (Storey's idea)."""
     below, null_below = np.cumsum(mixture, axis=1), np.cumsum(null, axis=1)
     ratio = np.where(null_below >= 0.2, below / np.maximum(null_below, 1e-12), np.inf)

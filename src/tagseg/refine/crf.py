@@ -65,6 +65,13 @@ def refine(image: U8, maps: ClassMaps, threshold: float, has_background: bool, c
 
 def solve(image: U8, probabilities: F32, cfg: Crf) -> F32:
     """Mean-field probabilities (K,H,W) of an image (3,H,W) from given ones."""
-    return crf.dense_crf(np.ascontiguousarray(image.transpose(1, 2, 0)), probabilities, sxy_gaussian=cfg.sxy_gaussian,
-                         compat_gaussian=cfg.compat_gaussian, sxy_bilateral=cfg.sxy_bilateral, srgb=cfg.srgb,
-                         compat_bilateral=cfg.compat_bilateral, iterations=cfg.iterations)
+    return crf.dense_crf(
+        np.ascontiguousarray(image.transpose(1, 2, 0)),
+        probabilities,
+        sxy_gaussian=cfg.sxy_gaussian,
+        compat_gaussian=cfg.compat_gaussian,
+        sxy_bilateral=cfg.sxy_bilateral,
+        srgb=cfg.srgb,
+        compat_bilateral=cfg.compat_bilateral,
+        iterations=cfg.iterations,
+    )

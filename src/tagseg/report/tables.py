@@ -133,6 +133,16 @@ def plain(document: Mapping[str, Any]) -> str:
     return "\n".join(lines + _notes(document))
 
 
+def folder_scores(scores: Mapping[str, Any]) -> str:
+    """What `tagseg evaluate` found, as text: the means, each class, the contours, what was left out."""
+    lines = [f"mIoU {percent(scores.get('miou'))} %  precision {percent(scores.get('precision'))} %  "
+             f"recall {percent(scores.get('recall'))} %  boundary IoU {percent(scores.get('boundary_iou'))} %  "
+             f"({count(scores.get('images'))} images)"]
+    for name, iou in mapping(scores.get("per_class")).items():
+        lines.append(f"  {clean(name):20s} {percent(iou):>6s} %")
+    return "\n".join(lines + [f"note: {clean(note)}" for note in listed(scores.get("notes"))])
+
+
 def _rows_of(document: Mapping[str, Any], name: str) -> list[Row]:
     scores = mapping(mapping(document.get("scores")).get(name))
     blank = Row(name, MEANINGS[name], NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, NOTHING)

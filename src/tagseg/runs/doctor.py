@@ -22,15 +22,23 @@ def doctor(device: str = "auto", place: Path | None = None) -> dict[str, Any]:
     """What is there and whether it works: {"ok", "facts": {name: text}, "checks": [{"name", "ok", "detail"}]}."""
     where = (place or Path.cwd()).resolve()
     chosen = choose_device(device)
-    facts = {"tagseg": VERSION, "python": platform.python_version(), **library_versions(),
-             "device": device_text(chosen, choose_precision("auto", chosen)), "cores": str(os.cpu_count()),
-             "memory": f"{_memory_gb():.1f} GB", "disk": f"{shutil.disk_usage(where).free / 2**30:.1f} GB free at {where}",
-             "weights folder": os.environ.get("TAGSEG_WEIGHTS", "not set (TAGSEG_WEIGHTS)"),
-             "cache": os.environ.get("TAGSEG_CACHE", "beside each run (TAGSEG_CACHE)")}
-    checks = [_check("disk: write, sync, read back", lambda: _disk(where)),
-              _check("images: draw a scene, encode, decode", _image),
-              _check("training step of the small network", lambda: _training(chosen)),
-              _check("dense CRF (compiled on first use)", _crf)]
+    facts = {
+        "tagseg": VERSION,
+        "python": platform.python_version(),
+        **library_versions(),
+        "device": device_text(chosen, choose_precision("auto", chosen)),
+        "cores": str(os.cpu_count()),
+        "memory": f"{_memory_gb():.1f} GB",
+        "disk": f"{shutil.disk_usage(where).free / 2**30:.1f} GB free at {where}",
+        "weights folder": os.environ.get("TAGSEG_WEIGHTS", "not set (TAGSEG_WEIGHTS)"),
+        "cache": os.environ.get("TAGSEG_CACHE", "beside each run (TAGSEG_CACHE)"),
+    }
+    checks = [
+        _check("disk: write, sync, read back", lambda: _disk(where)),
+        _check("images: draw a scene, encode, decode", _image),
+        _check("training step of the small network", lambda: _training(chosen)),
+        _check("dense CRF (compiled on first use)", _crf),
+    ]
     return {"ok": all(c["ok"] for c in checks), "facts": facts, "checks": checks}
 
 

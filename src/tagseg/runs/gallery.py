@@ -23,8 +23,9 @@ EACH = 4
 SIDE = 320
 
 
-def gallery(run: Run, prepared: Prepared, fitted: Fitted, predicted: Predicted, per_image: list[tuple[str, float]],
-            folder: Path) -> list[dict[str, Any]]:
+def gallery(
+    run: Run, prepared: Prepared, fitted: Fitted, predicted: Predicted, per_image: list[tuple[str, float]], folder: Path
+) -> list[dict[str, Any]]:
     """Write the panels into `folder`/gallery and return their list for the report."""
     opened = prepared.val or prepared.opened
     rows = chosen(predicted.val, per_image)
@@ -43,10 +44,21 @@ def gallery(run: Run, prepared: Prepared, fitted: Fitted, predicted: Predicted, 
         if panels["truth"] is not None:
             panels["truth"] = pictures.overlay(photo, panels["truth"])
         panels["prediction"] = pictures.overlay(photo, predicted.val.get(sample).pixels)
-        written = [[name, _write(folder, f"{number:03d}-{name.replace(' ', '-')}", image)]
-                   for name, image in panels.items() if image is not None]
-        out.append({"id": sample, "group": group, "miou": scores.get(sample), "confidence": confidence(predicted.val, sample),
-                    "tags": _names(tagged, sample), "panels": written})
+        written = [
+            [name, _write(folder, f"{number:03d}-{name.replace(' ', '-')}", image)]
+            for name, image in panels.items()
+            if image is not None
+        ]
+        out.append(
+            {
+                "id": sample,
+                "group": group,
+                "miou": scores.get(sample),
+                "confidence": confidence(predicted.val, sample),
+                "tags": _names(tagged, sample),
+                "panels": written,
+            }
+        )
     return out
 
 

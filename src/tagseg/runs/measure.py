@@ -19,7 +19,7 @@ PSEUDO_IMAGES = 80
 
 @dataclass
 class Measured:
-    """What the report shows: `scores` as scores.json holds them, curves, whole documents, and why entries are missing."""
+    """What the report shows: `scores` as in scores.json, curves, whole documents, and why entries are missing."""
 
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     curves: dict[str, Any] = field(default_factory=dict)
@@ -83,8 +83,14 @@ def _pseudo_curve(run: Run, prepared: Prepared, fitted: Fitted, truth: MaskedSet
     thresholds = sorted({*PSEUDO_CURVE, auto})
     miou = [_refined(run, prepared, fitted, part, t)["miou"] for t in thresholds]
     best = max(range(len(miou)), key=miou.__getitem__)
-    return {"thresholds": thresholds, "miou": miou, "auto": auto, "oracle": thresholds[best], "images": len(part),
-            "note": f"refined labels at {len(thresholds)} thresholds, on {len(part)} of {len(truth)} images"}
+    return {
+        "thresholds": thresholds,
+        "miou": miou,
+        "auto": auto,
+        "oracle": thresholds[best],
+        "images": len(part),
+        "note": f"refined labels at {len(thresholds)} thresholds, on {len(part)} of {len(truth)} images",
+    }
 
 
 def _refined(run: Run, prepared: Prepared, fitted: Fitted, truth: MaskedSet, threshold: float) -> dict[str, Any]:
@@ -113,6 +119,10 @@ def predict_all(run: Run, prepared: Prepared, fitted: Fitted) -> Predicted:
     images = opened.images.without_tags()
     cfg, method = prepared.cfg, prepared.method
     val = method.predict(run, fitted.model, images, cfg)
-    post = method.predict(run, fitted.model, images, replace(cfg, predict=cfg.post)) if prepared.val and opened.truth else None
+    post = (
+        method.predict(run, fitted.model, images, replace(cfg, predict=cfg.post))
+        if prepared.val and opened.truth
+        else None
+    )
     maps = method.maps(run, opened.truth.without_masks(), fitted, cfg) if prepared.val and opened.truth else None
     return Predicted(images, val, post, maps)

@@ -41,7 +41,9 @@ def trained(run_folder: Path, device: str = "auto", precision: str = "auto") -> 
 
     place = Path(run_folder)
     if not (place / "weights" / RECORD).is_file():
-        raise UsageError(f"{place}: holds no trained model (weights/{RECORD}); give the --out folder of a finished `tagseg run`")
+        raise UsageError(
+            f"{place}: holds no trained model (weights/{RECORD}); give the --out folder of a finished `tagseg run`"
+        )
     scores = json.loads((place / "scores.json").read_text())
     method = methods.get(scores["method"])
     cfg = config.load(method.Config(), place / "config.yaml")
@@ -51,9 +53,18 @@ def trained(run_folder: Path, device: str = "auto", precision: str = "auto") -> 
     return Trained(method, cfg, model, tuple(model.meta["classes"]), bool(model.meta["has_background"]))
 
 
-def predict(run_folder: Path, images: Path, out: Path, *, save: Sequence[str] = ("mask",), post: bool = False,
-            device: str = "auto", workers: int = 2, reading: Reading | None = None,
-            progress: Progress = lambda stage, done, total, note: None) -> dict[str, Any]:
+def predict(
+    run_folder: Path,
+    images: Path,
+    out: Path,
+    *,
+    save: Sequence[str] = ("mask",),
+    post: bool = False,
+    device: str = "auto",
+    workers: int = 2,
+    reading: Reading | None = None,
+    progress: Progress = lambda stage, done, total, note: None,
+) -> dict[str, Any]:
     """Predict every image of a folder into `out`: ID.png (palette indices at the original size), bad files listed."""
     unknown = [k for k in save if k not in KINDS]
     if unknown:
@@ -68,8 +79,13 @@ def predict(run_folder: Path, images: Path, out: Path, *, save: Sequence[str] = 
         _save(out, found, opened.images, save)
     write_atomic(out / "bad_files.csv", table([("file", "reason", "detail"), *opened.bad]))
     write_atomic(out / "classes.txt", "\n".join(known.classes).encode() + b"\n")
-    return {"images": len(labels), "bad_files": len(opened.bad), "out": str(out), "saved": list(save),
-            "classes": list(known.classes)}
+    return {
+        "images": len(labels),
+        "bad_files": len(opened.bad),
+        "out": str(out),
+        "saved": list(save),
+        "classes": list(known.classes),
+    }
 
 
 def _post(cfg: Any) -> Any:
@@ -115,9 +131,13 @@ class Loaded:
             raise DataError(f"{bad.path}: {bad.reason}: {bad.detail}")
         classes = self.trained.classes
         tags = np.zeros((1, len(classes)), np.bool_)
-        one = TaggedSet(file.name, classes, (file.stem,), tags, np.zeros(1, np.bool_), source, self.trained.has_background)
+        one = TaggedSet(
+            file.name, classes, (file.stem,), tags, np.zeros(1, np.bool_), source, self.trained.has_background
+        )
         with tempfile.TemporaryDirectory() as folder:
-            labels = self.trained.method.predict(Run(Path(folder), workers=1), self.trained.model, one, self.trained.cfg)
+            labels = self.trained.method.predict(
+                Run(Path(folder), workers=1), self.trained.model, one, self.trained.cfg
+            )
             found = labels.get(file.stem)
         return Mask(found.pixels, found.confidence, classes)
 

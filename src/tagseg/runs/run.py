@@ -28,9 +28,10 @@ from tagseg.types import IntegrityError
 Progress = Callable[[str, int, int, str], None]
 
 
-def plan(request: Request) -> list[Step]:
-    """Every stage of the fit with its state, in order; nothing is run."""
-    return _planned(prepare(request))
+def plan(request: Request) -> tuple[list[Step], Prepared]:
+    """Every stage of the fit with its state, in order, and what was understood of the data; nothing is run."""
+    prepared = prepare(request)
+    return _planned(prepared), prepared
 
 
 def _planned(prepared: Prepared) -> list[Step]:
@@ -39,8 +40,11 @@ def _planned(prepared: Prepared) -> list[Step]:
     return planning.steps
 
 
-def run(request: Request, progress: Progress = lambda stage, done, total, note: None,
-        stopping: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+def run(
+    request: Request,
+    progress: Progress = lambda stage, done, total, note: None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
     """Do everything, going on where an earlier try stopped; returns the document of report.json."""
     out = request.out
     out.mkdir(parents=True, exist_ok=True)
@@ -70,15 +74,22 @@ def fit_without_truth(work: Run, prepared: Prepared) -> tuple[Fitted, int]:
     fitted: Fitted = prepared.method.fit(work, prepared.inputs, prepared.cfg)
     reads = mask_reads()
     if reads and prepared.inputs.aux is None:
-        raise IntegrityError(f"the fit opened {len(reads)} masks, the first is {reads[0]}: a method that learns from tags "
-                             "must not; this is a fault of the method's code")
+        raise IntegrityError(
+            f"the fit opened {len(reads)} masks, the first is {reads[0]}: a method that learns from tags "
+            "must not; this is a fault of the method's code"
+        )
     return fitted, len(reads)
 
 
 def _write_asked(out: Path, prepared: Prepared) -> None:
     write_atomic(out / "config.yaml", yaml.safe_dump(config.canonical(prepared.cfg), sort_keys=False).encode())
-    environment = {"version": VERSION, "commit": setup.commit(), "command": prepared.request.command,
-                   "device": setup.device_text(prepared.device, prepared.precision), "libraries": library_versions()}
+    environment = {
+        "version": VERSION,
+        "commit": setup.commit(),
+        "command": prepared.request.command,
+        "device": setup.device_text(prepared.device, prepared.precision),
+        "libraries": library_versions(),
+    }
     write_atomic(out / "environment.json", json.dumps(environment, indent=1).encode())
     bad = [*prepared.opened.bad, *(prepared.val.bad if prepared.val else ())]
     write_atomic(out / "bad_files.csv", table([("file", "reason", "detail"), *bad]))
@@ -98,32 +109,73 @@ def _lineage(steps: list[Step], parts: list[str]) -> list[dict[str, Any]]:
     seen: dict[str, dict[str, Any]] = {}
     for step, part in zip(steps, parts, strict=True):
         record = verify(step.path)
-        seen.setdefault(step.key, {"stage": step.stage, "part": part, "state": step.state, "key": step.key,
-                                   "version": record["version"], "seconds": record["seconds"],
-                                   "peak_mb": record["peak_mb"], "inputs": step.inputs, "events": record["events"]})
+        seen.setdefault(
+            step.key,
+            {
+                "stage": step.stage,
+                "part": part,
+                "state": step.state,
+                "key": step.key,
+                "version": record["version"],
+                "seconds": record["seconds"],
+                "peak_mb": record["peak_mb"],
+                "inputs": step.inputs,
+                "events": record["events"],
+            },
+        )
     return list(seen.values())
 
 
-def _document(prepared: Prepared, fitted: Fitted, numbers: Measured, lineage: list[dict[str, Any]], reads: int,
-              pictures: list[dict[str, Any]]) -> dict[str, Any]:
+def _document(
+    prepared: Prepared,
+    fitted: Fitted,
+    numbers: Measured,
+    lineage: list[dict[str, Any]],
+    reads: int,
+    pictures: list[dict[str, Any]],
+) -> dict[str, Any]:
     request, tagged = prepared.request, prepared.inputs.tagged
     own = [s for s in lineage if s["part"] != "evaluate"]
     name = request.data if request.data.startswith("scenes:") else Path(request.data).resolve().name
-    cost = {"seconds": round(sum(s["seconds"] for s in own), 1), "peak_mb": max(s["peak_mb"] for s in own),
-            "device": setup.device_text(prepared.device, prepared.precision),
-            "evaluation_seconds": round(sum(s["seconds"] for s in lineage if s["part"] == "evaluate"), 1)}
+    cost = {
+        "seconds": round(sum(s["seconds"] for s in own), 1),
+        "peak_mb": max(s["peak_mb"] for s in own),
+        "device": setup.device_text(prepared.device, prepared.precision),
+        "evaluation_seconds": round(sum(s["seconds"] for s in lineage if s["part"] == "evaluate"), 1),
+    }
     point = {n: v for n, v in fitted.point.read().items() if n in ("rule", "threshold", "note", "curve")}
-    return {"title": f"{request.method} on {name}", "method": request.method, "data": name, "seed": request.seed,
-            "budget": request.budget, "backbone": prepared.backbone, "version": VERSION, "commit": setup.commit(),
-            "config": fitted.model.key[:16], "command": request.command, "classes": list(tagged.classes),
-            "has_background": tagged.has_background, "supervision": setup.ledger(prepared), "masks_read_by_fit": reads,
-            "cost": cost, "scores": numbers.scores, "missing": numbers.missing, "curves": numbers.curves,
-            "operating_point": point, "detail": numbers.detail, "histories": _histories(lineage, prepared.cache),
-            "lineage": lineage, "warnings": list(prepared.warnings),
-            "bad_files": len(prepared.opened.bad) + (len(prepared.val.bad) if prepared.val else 0),
-            "tags": {"images": len(tagged), "negatives": int((~tagged.tags.any(1)).sum()),
-                     "per_class": dict(zip(tagged.classes, tagged.tags.sum(0).tolist(), strict=True))},
-            "gallery": pictures}
+    return {
+        "title": f"{request.method} on {name}",
+        "method": request.method,
+        "data": name,
+        "seed": request.seed,
+        "budget": request.budget,
+        "backbone": prepared.backbone,
+        "version": VERSION,
+        "commit": setup.commit(),
+        "config": fitted.model.key[:16],
+        "command": request.command,
+        "classes": list(tagged.classes),
+        "has_background": tagged.has_background,
+        "supervision": setup.ledger(prepared),
+        "masks_read_by_fit": reads,
+        "cost": cost,
+        "scores": numbers.scores,
+        "missing": numbers.missing,
+        "curves": numbers.curves,
+        "operating_point": point,
+        "detail": numbers.detail,
+        "histories": _histories(lineage, prepared.cache),
+        "lineage": lineage,
+        "warnings": list(prepared.warnings),
+        "bad_files": len(prepared.opened.bad) + (len(prepared.val.bad) if prepared.val else 0),
+        "tags": {
+            "images": len(tagged),
+            "negatives": int((~tagged.tags.any(1)).sum()),
+            "per_class": dict(zip(tagged.classes, tagged.tags.sum(0).tolist(), strict=True)),
+        },
+        "gallery": pictures,
+    }
 
 
 def _histories(lineage: list[dict[str, Any]], cache_folder: Path) -> dict[str, Any]:
@@ -132,10 +184,17 @@ def _histories(lineage: list[dict[str, Any]], cache_folder: Path) -> dict[str, A
 
 
 def scores_document(document: dict[str, Any]) -> dict[str, Any]:
-    """scores.json: the numbers and where they come from, without curves."""
-    head = {n: document[n] for n in ("method", "data", "seed", "budget", "backbone", "version", "commit", "config")}
-    return {**head, "ledger": document["supervision"], "masks_read_by_fit": document["masks_read_by_fit"],
-            "cost": document["cost"], **document["scores"], "missing": document["missing"]}
+    """scores.json: the numbers and where they come from; `seed` is the maps' entry, not the random seed."""
+    head = {n: document[n] for n in ("method", "data", "budget", "backbone", "version", "commit", "config")}
+    return {
+        **head,
+        "random_seed": document["seed"],
+        "ledger": document["supervision"],
+        "masks_read_by_fit": document["masks_read_by_fit"],
+        "cost": document["cost"],
+        **document["scores"],
+        "missing": document["missing"],
+    }
 
 
 def _write_results(out: Path, document: dict[str, Any], predicted: Predicted, fitted: Fitted) -> None:
@@ -143,12 +202,17 @@ def _write_results(out: Path, document: dict[str, Any], predicted: Predicted, fi
         write_atomic(out / "masks" / f"{labels.id}.png", png(labels.pixels, palette=True))
     _copy(fitted.model.path, out / "weights")
     per_class = [("entry", "point", "class", "iou")] + [
-        (entry, point, name, iou) for entry, points in document["scores"].items()
-        for point, scores in points.items() for name, iou in scores["per_class"].items()]
+        (entry, point, name, iou)
+        for entry, points in document["scores"].items()
+        for point, scores in points.items()
+        for name, iou in scores["per_class"].items()
+    ]
     write_atomic(out / "per_class.csv", table(per_class))
     metrics = [("entry", "point", "miou", "precision", "recall", "threshold", "images")] + [
         (entry, point, s["miou"], s["precision"], s["recall"], s.get("threshold"), s["images"])
-        for entry, points in document["scores"].items() for point, s in points.items()]
+        for entry, points in document["scores"].items()
+        for point, s in points.items()
+    ]
     write_atomic(out / "metrics.csv", table(metrics))
     write_atomic(out / "report.json", json.dumps(document, allow_nan=False).encode())
     write_atomic(out / "scores.json", json.dumps(scores_document(document), indent=1, allow_nan=False).encode())

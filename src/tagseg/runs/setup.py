@@ -79,16 +79,39 @@ def prepare(request: Request) -> Prepared:
     precision = choose_precision(request.precision, device)
     backbone = request.backbone if request.backbone != "auto" else "small" if _generated(request) else "mobilenet_v2"
     cfg = configure(method.Config(), request, device, precision, backbone)
-    opened, val = open_train(request), open_val(request)
+    check_backbones(cfg, backbone)
+    val = open_val(request)
+    opened = apart(open_train(request), val) if val and not request.train else open_train(request)
     tagged = opened.images.training()
     if not tagged.tags.any():
         raise DataError(f"{request.data}: no image of {tagged.name!r} has a tag; expected at least one tagged image")
-    if val is not None and val.images.classes != tagged.classes:
-        val = None if not len(val.images) else val
     truth = opened.truth.select([i for i in tagged.ids if i in set(opened.truth.ids)]) if opened.truth else None
     inputs = Inputs(tagged, find(request.weights, expected=backbone))
-    warnings = (*opened.warnings, *shared_images(tagged, val.images if val else None))
+    warnings = (*opened.warnings, *(val.warnings if val else ()), *shared_images(tagged, val.images if val else None))
     return Prepared(request, method, cfg, inputs, truth, val, opened, device, precision, backbone, warnings)
+
+
+def apart(opened: Opened, val: Opened) -> Opened:
+    """The images that are not in val: without --train all others are learned from."""
+    held = set(val.images.ids)
+    ids = [i for i in opened.images.ids if i not in held]
+    if not ids:
+        raise UsageError("every image is in --val; name the splits to learn from with --train")
+    truth = opened.truth.select([i for i in opened.truth.ids if i not in held]) if opened.truth else None
+    return replace(opened, images=opened.images.select(ids), truth=truth if truth and len(truth) else None)
+
+
+def check_backbones(cfg: Any, backbone: str) -> None:
+    """All networks of a run start from one file of weights, so one backbone."""
+    other = [
+        f"{name}={value}"
+        for name, value, _ in config.leaves(cfg)
+        if name.rsplit(".", 1)[-1] == "backbone" and value != backbone
+    ]
+    if other:
+        raise UsageError(
+            f"--set {other[0]}: the run's backbone is {backbone!r}; choose it with --backbone for all stages"
+        )
 
 
 def open_train(request: Request) -> Opened:
@@ -112,7 +135,7 @@ def configure(default: Any, request: Request, device: str, precision: str, backb
 
 
 def choose_device(asked: str) -> str:
-    """"auto" is the GPU where there is one."""
+    """ "auto" is the GPU where there is one."""
     import torch
 
     known = ("auto", "cpu", "cuda")
@@ -126,7 +149,7 @@ def choose_device(asked: str) -> str:
 
 
 def choose_precision(asked: str, device: str) -> str:
-    """"auto" is bf16 where the hardware computes in it (emulated bf16 is many times slower than fp32)."""
+    """ "auto" is bf16 where the hardware computes in it (emulated bf16 is many times slower than fp32)."""
     if asked not in ("auto", "bf16", "fp32"):
         raise UsageError(f"--precision {asked!r}: expected auto, bf16 or fp32")
     if asked != "auto":
@@ -169,14 +192,17 @@ def shared_images(train: TaggedSet, val: TaggedSet | None) -> tuple[str, ...]:
     twice = [(known[d], i) for i in val.ids if (d := val.source.digest(i)) in known]
     if not twice:
         return ()
-    return (f"{len(twice)} images are in train and in val, for example {twice[0][0]!r} and {twice[0][1]!r}: "
-            "the val numbers are too good",)
+    return (
+        f"{len(twice)} images are in train and in val, for example {twice[0][0]!r} and {twice[0][1]!r}: "
+        "the val numbers are too good",
+    )
 
 
 def commit() -> str | None:
     """The commit of the source tree that runs, with "+dirty" where tracked files were changed; None without git."""
     here = Path(__file__).resolve().parent
     with suppress(OSError, subprocess.CalledProcessError):
+
         def git(*words: str) -> str:
             return subprocess.run(["git", "-C", str(here), *words], check=True, capture_output=True, text=True).stdout
 
@@ -190,7 +216,9 @@ def commit() -> str | None:
 def ledger(prepared: Prepared) -> list[str]:
     """Every kind of supervision that went in, in words."""
     tagged, weights = prepared.inputs.tagged, prepared.inputs.pretrained
-    lines = [f"tags of {len(tagged)} images ({len(tagged.classes)} classes, {int((~tagged.tags.any(1)).sum())} negatives)"]
+    lines = [
+        f"tags of {len(tagged)} images ({len(tagged.classes)} classes, {int((~tagged.tags.any(1)).sum())} negatives)"
+    ]
     lines.append(weights_line(weights))
     if prepared.inputs.aux is not None:
         lines.append(f"pixel masks of other classes: {', '.join(prepared.inputs.aux.classes)}")
@@ -201,7 +229,3 @@ def weights_line(weights: Pretrained) -> str:
     if weights.is_random:
         return f"no pretrained weights ({weights.name} from random numbers)"
     return f"ImageNet weights of {weights.name} (sha256 {weights.sha256[:12]}...)"
-
-
-def with_reading(request: Request, **changes: Any) -> Request:
-    return replace(request, reading=replace(request.reading, **changes))

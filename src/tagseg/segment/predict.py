@@ -53,8 +53,9 @@ class Predict:
 @stage(LabelSet, version=1)
 def labels(work: Work, images: TaggedSet, segmenter: Weights, cfg: Predict) -> None:
     """The most probable label of every pixel, at the original size, with its probability as confidence."""
-    network, meta = network_of(load(segmenter)), segmenter.meta
-    shift, views = 0 if meta["has_background"] else 1, count(cfg.views)
+    meta, views = segmenter.meta, count(cfg.views)
+    shift = 0 if meta["has_background"] else 1
+    network = network_of(load(segmenter), len(meta["classes"]) + 1 - shift)
 
     def one(seen: Seen) -> Labels:
         probability = np.asarray((seen.values / views).numpy(), np.float32)
@@ -64,20 +65,20 @@ def labels(work: Work, images: TaggedSet, segmenter: Weights, cfg: Predict) -> N
         return Labels(seen.id, (best + shift).astype(np.uint8), np.round(255 * probability.max(0)).astype(np.uint8))
 
     def produce(ids: list[str]) -> Iterator[Labels]:
-        yield from work.map(one, predict(work, network, images.source, ids, cfg.views, device=cfg.device,
-                                         precision=cfg.precision))
+        yield from work.map(
+            one, predict(work, network, images.source, ids, cfg.views, device=cfg.device, precision=cfg.precision)
+        )
 
     write_labels(work, images.ids, produce, {"classes": meta["classes"], "has_background": meta["has_background"]})
 
 
-def network_of(model: Segmenter) -> Network:
-    """A segmenter read as probabilities on the wanted grid."""
+def network_of(model: Segmenter, outputs: int) -> Network:
+    """A segmenter of so many outputs read as probabilities on the wanted grid."""
 
     def read(logits: Tensor, in_size: Size, out_size: Size) -> Tensor:
         return resample(logits, stride=model.stride, offset=model.offset, in_size=in_size, out_size=out_size).softmax(1)
 
-    outputs = model.head.score.out_channels if hasattr(model.head, "score") else model.head.layers[-1].out_channels
-    return Network(model, model.backbone.preprocess, read, int(outputs), model.backbone.min_size)
+    return Network(model, model.backbone.preprocess, read, outputs, model.backbone.min_size)
 
 
 def sharpened(image: U8, probability: F32, cfg: EdgeCrf) -> F32:
@@ -87,7 +88,14 @@ def sharpened(image: U8, probability: F32, cfg: EdgeCrf) -> F32:
         return probability
     shares = probability[kept] / probability[kept].sum(0)
     result = np.zeros_like(probability)
-    result[kept] = crf.dense_crf(np.ascontiguousarray(image.transpose(1, 2, 0)), shares, sxy_gaussian=cfg.sxy_gaussian,
-                                 compat_gaussian=cfg.compat_gaussian, sxy_bilateral=cfg.sxy_bilateral, srgb=cfg.srgb,
-                                 compat_bilateral=cfg.compat_bilateral, iterations=cfg.iterations)
+    result[kept] = crf.dense_crf(
+        np.ascontiguousarray(image.transpose(1, 2, 0)),
+        shares,
+        sxy_gaussian=cfg.sxy_gaussian,
+        compat_gaussian=cfg.compat_gaussian,
+        sxy_bilateral=cfg.sxy_bilateral,
+        srgb=cfg.srgb,
+        compat_bilateral=cfg.compat_bilateral,
+        iterations=cfg.iterations,
+    )
     return result

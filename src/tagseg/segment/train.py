@@ -26,26 +26,41 @@ from tagseg.types import IGNORE
 
 @dataclass(frozen=True)
 class Segment:
-    """`head`: "v3plus" (DeepLab v3+, fine features joined) or "largefov"; `positives`: least share of draws with a tag."""
+    """`head`: "v3plus" (DeepLab v3+, fine features joined) or "largefov"; `positives`: least share of tagged draws."""
 
     backbone: str = "auto"
     stride: int = 16
     head: Literal["v3plus", "largefov"] = "v3plus"
     width: int = 128
     augment: Augment = field(default_factory=lambda: Augment(scale=(0.7, 1.5)))
-    schedule: Schedule = field(default_factory=lambda: Schedule(epochs=8.0, min_images=3200, max_images=9000))
+    schedule: Schedule = field(default_factory=lambda: Schedule(epochs=4.0, min_images=2400, max_images=7000))
     positives: float = 0.5
     seed: int | Auto = "auto"
     device: str = "auto"
     precision: str = "auto"
 
     BUDGETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "quick": {"augment": Augment(size=96, colour=0.1), "width": 64, "stride": 8,
-                  "schedule": Schedule(epochs=8, min_images=1000, max_images=3200, batch=32)},
+        "quick": {
+            "augment": Augment(size=96, colour=0.1),
+            "width": 64,
+            "stride": 8,
+            "schedule": Schedule(epochs=8, min_images=1000, max_images=3200, batch=32),
+        },
         # DeepLab as LPCAM trains it: crop 321, 20k iterations, batch 5, SGD 2.5e-4 with head x10, decay 5e-4
-        "paper": {"augment": Augment(size=321, scale=(0.5, 1.5)),
-                  "schedule": Schedule(epochs=10**6, min_images=0, max_images=100_000, batch=5, optimiser="sgd",
-                                       lr=2.5e-4, head_lr=2.5e-3, weight_decay=5e-4, warmup=0.0)},
+        "paper": {
+            "augment": Augment(size=321, scale=(0.5, 1.5)),
+            "schedule": Schedule(
+                epochs=10**6,
+                min_images=0,
+                max_images=100_000,
+                batch=5,
+                optimiser="sgd",
+                lr=2.5e-4,
+                head_lr=2.5e-3,
+                weight_decay=5e-4,
+                warmup=0.0,
+            ),
+        },
     }
 
 
@@ -53,8 +68,11 @@ def make(cfg: Segment, outputs: int, state: Mapping[str, Tensor] | None) -> Segm
     """The network with `outputs` classes (background included where the set has one)."""
     backbone = build(cfg.backbone, stride=cfg.stride, weights_state=state)
     last = backbone.tap("last")
-    head = (LargeFov(last, outputs, width=8 * cfg.width, dilation=12) if cfg.head == "largefov"
-            else DeepLabV3Plus(last, backbone.tap("low"), outputs, align=align, width=cfg.width))
+    head = (
+        LargeFov(last, outputs, width=8 * cfg.width, dilation=12)
+        if cfg.head == "largefov"
+        else DeepLabV3Plus(last, backbone.tap("low"), outputs, align=align, width=cfg.width)
+    )
     return Segmenter(backbone, head)
 
 
@@ -84,16 +102,44 @@ def segmenter(work: Work, tagged: TaggedSet, labels: LabelSet, pretrained: Pretr
     shift = 0 if tagged.has_background else 1
     model = make(cfg, len(tagged.classes) + 1 - shift, pretrained.start)
     crop = crop_shape([tagged.source.size(i) for i in tagged.ids], cfg.augment.size)
-    draws = Draws(tagged.source, tagged.ids, tagged.tags, crop, cfg.augment, cfg.schedule.batch, int(cfg.seed),
-                  partial(_pixels, labels), cfg.positives)
+    draws = Draws(
+        tagged.source,
+        tagged.ids,
+        tagged.tags,
+        crop,
+        cfg.augment,
+        cfg.schedule.batch,
+        int(cfg.seed),
+        partial(_pixels, labels),
+        cfg.positives,
+    )
     rates = optimiser(cfg.schedule, list(model.backbone.parameters()), list(model.head.parameters()))
     with prefetched(draws) as batches:
-        task = Task(model, rates, batches, PixelLoss(shift), steps(cfg.schedule, len(tagged)), int(cfg.seed),
-                    cfg.device, cfg.precision)
+        task = Task(
+            model,
+            rates,
+            batches,
+            PixelLoss(shift),
+            steps(cfg.schedule, len(tagged)),
+            int(cfg.seed),
+            cfg.device,
+            cfg.precision,
+        )
         fit(work, task, cfg.schedule)
-    write_weights(work, model.state_dict(), {"backbone": cfg.backbone, "stride": cfg.stride, "head": cfg.head,
-                                             "width": cfg.width, "size": cfg.augment.size, "crop": list(crop),
-                                             "classes": list(tagged.classes), "has_background": tagged.has_background})
+    write_weights(
+        work,
+        model.state_dict(),
+        {
+            "backbone": cfg.backbone,
+            "stride": cfg.stride,
+            "head": cfg.head,
+            "width": cfg.width,
+            "size": cfg.augment.size,
+            "crop": list(crop),
+            "classes": list(tagged.classes),
+            "has_background": tagged.has_background,
+        },
+    )
 
 
 def _pixels(labels: LabelSet, sample: str) -> Any:

@@ -31,7 +31,12 @@ def write(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, stat
     data = save({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()})
     name = f"checkpoint-{state.step:08d}"
     write_atomic(folder / f"{name}.safetensors", data)
-    note = {"step": state.step, "rate": state.rate, "history": state.history, "sha256": hashlib.sha256(data).hexdigest()}
+    note = {
+        "step": state.step,
+        "rate": state.rate,
+        "history": state.history,
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
     write_atomic(folder / f"{name}.json", json.dumps(note).encode())
     for old in sorted(folder.glob("checkpoint-*.json"))[:-2]:
         old.unlink()
@@ -39,7 +44,7 @@ def write(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, stat
 
 
 def restore(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> State:
-    """Load the newest checkpoint whose bytes are those that were written; a damaged one falls back to the one before."""
+    """Load the newest checkpoint whose bytes are those written; a damaged one falls back to the one before."""
     for note in sorted(folder.glob("checkpoint-*.json"), reverse=True):
         found = _read(note)
         if found is not None:

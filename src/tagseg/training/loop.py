@@ -1,4 +1,4 @@
-"""The one training loop: deterministic batches, mixed precision, checkpoints, and what happens at NaN or full memory."""
+"""The one training loop: deterministic batches, precision, checkpoints, what happens at NaN or full memory."""
 
 from __future__ import annotations
 
@@ -59,7 +59,9 @@ def fit(work: Work, task: Task, schedule: Schedule) -> None:
     while state.step < task.steps:
         loss, split = _step(work, task, schedule, state, split)
         if math.isfinite(loss):
-            state.history.append([state.step, round(loss, 6), state.rate * rate_factor(schedule, state.step, task.steps)])
+            state.history.append(
+                [state.step, round(loss, 6), state.rate * rate_factor(schedule, state.step, task.steps)]
+            )
             state.step, skipped = state.step + 1, 0
         else:
             state, skipped = _not_finite(work, task, state, skipped)
@@ -89,8 +91,10 @@ def _step(work: Work, task: Task, schedule: Schedule, state: State, split: int) 
                 raise
             size = len(next(iter(batch.values())))
             if split >= size:
-                raise EnvironmentFault(f"{work.stage}: one image of this size does not fit into memory on {task.device}; "
-                                       "lower the crop (--set ...augment.size=...) or use --device cpu") from error
+                raise EnvironmentFault(
+                    f"{work.stage}: one image of this size does not fit into memory on {task.device}; "
+                    "lower the crop (--set ...augment.size=...) or use --device cpu"
+                ) from error
             split *= 2
             work.event(f"step {state.step}: out of memory, batch of {size} now runs as {split} micro-batches")
 
@@ -147,13 +151,17 @@ def _not_finite(work: Work, task: Task, state: State, skipped: int) -> tuple[Sta
         state.step += 1
         return state, skipped + 1
     if state.rate < 1.0:
-        raise IntegrityError(f"{work.stage}: the loss is not a number at step {state.step}, also at half the learning rate; "
-                             "look at the images of this step, or lower schedule.lr")
+        raise IntegrityError(
+            f"{work.stage}: the loss is not a number at step {state.step}, also at half the learning rate; "
+            "look at the images of this step, or lower schedule.lr"
+        )
     failed = state.step
     state = checkpoint.restore(work.scratch, task.model, task.optimiser)
     if state.step == 0:
-        raise IntegrityError(f"{work.stage}: the loss is not a number at step {failed} and no checkpoint came before it; "
-                             "lower schedule.lr")
+        raise IntegrityError(
+            f"{work.stage}: the loss is not a number at step {failed} and no checkpoint came before it; "
+            "lower schedule.lr"
+        )
     state.rate = 0.5
     work.event(f"step {failed}: {SKIPS} losses in a row were not numbers; back to step {state.step} at half the rate")
     return state, 0

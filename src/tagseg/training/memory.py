@@ -1,4 +1,4 @@
-"""Keep freed memory in the process: on Linux, activations otherwise go back to the kernel and are zeroed again each step."""
+"""Keep freed memory in the process: else Linux takes activations back and zeroes them again at each step."""
 
 from __future__ import annotations
 
@@ -18,4 +18,6 @@ def keep_freed() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)
-    return bool(libc.mallopt(_MMAP_MAX, 0) and libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1) and libc.mallopt(_TOP_PAD, 1 << 28))
+    return bool(
+        libc.mallopt(_MMAP_MAX, 0) and libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1) and libc.mallopt(_TOP_PAD, 1 << 28)
+    )

@@ -77,8 +77,10 @@ def rate_factor(schedule: Schedule, step: int, total: int) -> float:
 
 def optimiser(schedule: Schedule, body: Iterable[nn.Parameter], head: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """AdamW or SGD with two groups; each group's `initial_lr` is what `rate_factor` multiplies."""
-    groups = [{"params": [p for p in body if p.requires_grad], "initial_lr": _number(schedule.lr, "lr")},
-              {"params": [p for p in head if p.requires_grad], "initial_lr": _number(schedule.head_lr, "head_lr")}]
+    groups = [
+        {"params": [p for p in body if p.requires_grad], "initial_lr": _number(schedule.lr, "lr")},
+        {"params": [p for p in head if p.requires_grad], "initial_lr": _number(schedule.head_lr, "head_lr")},
+    ]
     groups = [{**g, "lr": g["initial_lr"]} for g in groups if g["params"]]
     decay = _number(schedule.weight_decay, "weight_decay")
     if schedule.optimiser == "sgd":

@@ -1,0 +1,1 @@
+"""Measurements and diagnostics that are run by hand: never part of the ordinary tests."""

@@ -1,0 +1,95 @@
+"""`make diagnose`: slow checks that gate nothing in the ordinary suite. Now: kill -9 at many moments of a real run.
+
+Precondition: each kill must hit a living process; a run in which fewer than MINIMUM kills hit is VOID.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+KILLS = 12
+MINIMUM = 8
+DATA = "scenes:basic?train=12&val=12&size=48"
+SMALL = (
+    "classifier.augment.size=48",
+    "classifier.schedule.min_images=0",
+    "classifier.schedule.max_images=960",
+    "segmenter.augment.size=48",
+    "segmenter.schedule.min_images=0",
+    "segmenter.schedule.max_images=640",
+    "cam.views.size=48",
+    "predict.views.size=48",
+    "post.views.size=48",
+)
+
+
+def command(folder: Path) -> list[str]:
+    sets = [word for s in SMALL for word in ("--set", s)]
+    return [
+        sys.executable,
+        "-m",
+        "tagseg.cli",
+        "run",
+        "cam",
+        DATA,
+        "--budget",
+        "quick",
+        "--out",
+        str(folder / "run"),
+        *sets,
+    ]
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """sha256 of every artifact's outputs (records hold times and are left out)."""
+    return {
+        f"{p.parent.name}/{p.name}": hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted((folder / ".tagseg-cache").glob("*/*"))
+        if p.is_file() and p.name != "record.json"
+    }
+
+
+def killed_run(folder: Path, rng: random.Random, length: float) -> int:
+    """Kill the run's process group at random times until it gets through; returns how many kills hit."""
+    hits = 0
+    while True:
+        process = subprocess.Popen(
+            command(folder), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            process.wait(timeout=rng.uniform(2, length) if hits < KILLS else None)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            hits += 1
+            continue
+        if process.returncode:
+            raise SystemExit(f"FAIL: the run ended with exit code {process.returncode} after {hits} kills")
+        return hits
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as place:
+        whole, broken = Path(place) / "whole", Path(place) / "broken"
+        start = time.monotonic()
+        subprocess.run(command(whole), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        hits = killed_run(broken, random.Random(0), time.monotonic() - start)
+        if hits < MINIMUM:
+            raise SystemExit(f"VOID: only {hits} of {KILLS} kills hit a living run, {MINIMUM} are needed")
+        same = hashes(whole) == hashes(broken)
+        print(
+            f"{'ok' if same else 'FAIL'}: {hits} kills, {len(hashes(whole))} files, {'same' if same else 'other'} bytes"
+        )
+        raise SystemExit(0 if same else 1)
+
+
+if __name__ == "__main__":
+    main()

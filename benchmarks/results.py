@@ -1,0 +1,107 @@
+"""Result rows: `python -m benchmarks.results` rebuilds tables and plots, `... add RUN [RUN ...]` appends finished runs.
+
+A row is scores.json without curves, on one line of docs/results/METHOD.jsonl. A run made from changed files ("+dirty")
+or without a commit is refused: a number without its commit is not a number.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
+NUMBERS = (
+    ("seed", "auto"),
+    ("seed", "oracle"),
+    ("pseudo", "auto"),
+    ("pseudo", "oracle"),
+    ("val", "auto"),
+    ("val_post", "auto"),
+)
+
+
+def add(run: Path) -> str:
+    """Append one finished run; the same row is not added twice."""
+    row = json.loads((run / "scores.json").read_text())
+    if not row.get("commit") or row["commit"].endswith("+dirty"):
+        raise SystemExit(f"{run}: commit is {row.get('commit')!r}; rows come only from a clean, committed tree")
+    file = RESULTS / f"{row['method']}.jsonl"
+    line = json.dumps(row, sort_keys=True)
+    if file.exists() and line in file.read_text().splitlines():
+        return f"{run}: already there"
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    with open(file, "a") as handle:
+        handle.write(line + "\n")
+    return f"{run}: added to {file.name}"
+
+
+def rows() -> list[dict[str, Any]]:
+    return [json.loads(line) for file in sorted(RESULTS.glob("*.jsonl")) for line in file.read_text().splitlines()]
+
+
+def markdown(found: list[dict[str, Any]]) -> str:
+    """One table over all rows, newest last; what was not measured is a dash."""
+    heads = ["method", "data", "backbone", "budget", "seed", *(f"{n} {p}" for n, p in NUMBERS), "minutes", "commit"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for row in found:
+        numbers = [_percent(row.get(n, {}).get(p)) for n, p in NUMBERS]
+        cells = [
+            row["method"],
+            row["data"],
+            row["backbone"],
+            row["budget"],
+            str(row["random_seed"]),
+            *numbers,
+            f"{row['cost']['seconds'] / 60:.0f}",
+            row["commit"],
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _percent(entry: dict[str, Any] | None) -> str:
+    if not entry:
+        return "-"
+    at = f" ({entry['threshold']:.2f})" if "threshold" in entry else ""
+    return f"{100 * entry['miou']:.1f}{at}"
+
+
+def plot(found: list[dict[str, Any]], path: Path) -> None:
+    """Bars of the four numbers at `auto` for each row."""
+    figure = Figure(figsize=(7, 0.8 + 0.9 * max(len(found), 1)))
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    names = ("seed", "pseudo", "val", "val_post")
+    for k, name in enumerate(names):
+        places = [i + (k - 1.5) * 0.2 for i in range(len(found))]
+        values = [100 * row.get(name, {}).get("auto", {"miou": 0})["miou"] for row in found]
+        axes.barh(places, values, 0.18, label=name)
+    axes.set_yticks(range(len(found)), [f"{r['method']} {r['data']} seed {r['random_seed']}" for r in found])
+    axes.invert_yaxis()
+    axes.set_xlabel("mIoU % at the auto operating point")
+    axes.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+
+
+def main(words: list[str]) -> None:
+    if words and words[0] == "add":
+        for word in words[1:]:
+            print(add(Path(word)))
+    found = rows()
+    text = (
+        "# Results\n\nBuilt by `make results` from the rows beside this page (one JSON line for each finished run: "
+        "scores, config hash, commit, cost). mIoU in percent, threshold in brackets; `seed` and `pseudo` on training "
+        "images with given tags, `val` and `val_post` without tags. `oracle` thresholds are for the report only.\n\n"
+    )
+    (RESULTS / "README.md").write_text(text + markdown(found) + "\n\n![mIoU of each run](results.png)\n")
+    plot(found, RESULTS / "results.png")
+    print(markdown(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

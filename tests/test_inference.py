@@ -1,0 +1,166 @@
+"""Outputs over views do not depend on workers, neighbours or chunks, and mirrored images give mirrored outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tagseg import inference
+from tagseg.inference import Network, Seen, Views, count, net_shape, predict, resized
+from tagseg.localize.cam import network_of
+from tagseg.localize.classify import TagNet
+from tagseg.nets.backbones import build
+from tagseg.store import Run, Work
+from tagseg.types import U8
+
+IDS = tuple(f"{i:02d}" for i in range(13))
+VIEWS = Views(size=48, scales=(1.0,), flip=True, batch=3)
+SHAPES = ((40, 60), (60, 40), (48, 48), (49, 47), (33, 90))
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Smooth random photos of five shapes; an id that ends in "m" is the mirrored photo."""
+
+    def size(self, id: str) -> tuple[int, int]:
+        return SHAPES[int(id.rstrip("m")) % len(SHAPES)]
+
+    def read(self, id: str) -> U8:
+        small = np.random.default_rng(int(id.rstrip("m"))).integers(0, 256, (3, 6, 8), np.uint8)
+        photo = resized(small, self.size(id))
+        return np.ascontiguousarray(photo[:, :, ::-1]) if id.endswith("m") else photo
+
+    def digest(self, id: str) -> str:
+        return id
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    torch.manual_seed(0)
+    return network_of(TagNet(build("small", stride=16), 3))
+
+
+def run(network: Network, tmp_path: Path, ids: Sequence[str] = IDS, views: Views = VIEWS,
+        workers: int = 1) -> list[Seen]:
+    work = Work(Run(tmp_path, workers=workers), "toy.predict", tmp_path)
+    return list(predict(work, network, Photos(), ids, views, device="cpu", precision="fp32",
+                        out_size=lambda size: (size[0] // 2, size[1] // 2)))
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, atol=1e-5 * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_any_number_of_workers_gives_the_same_bytes(network: Network, tmp_path: Path, workers: int) -> None:
+    views = replace(VIEWS, scales=(1.0, 0.75))
+    alone, together = run(network, tmp_path, views=views), run(network, tmp_path, views=views, workers=workers)
+    assert [s.id for s in together] == list(IDS)
+    assert all(torch.equal(a.values, b.values) for a, b in zip(alone, together, strict=True))
+
+
+def test_each_output_has_the_wanted_size_and_comes_with_its_image(network: Network, tmp_path: Path) -> None:
+    for seen in run(network, tmp_path):
+        height, width = Photos().size(seen.id)
+        assert seen.values.shape == (3, height // 2, width // 2)
+        assert seen.values.dtype == torch.float32
+        assert np.array_equal(seen.image, Photos().read(seen.id))
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_a_mirrored_image_gives_the_mirrored_output_when_both_views_are_merged(network: Network, tmp_path: Path,
+                                                                               flip: bool) -> None:
+    plain, mirrored = run(network, tmp_path, ["01", "01m"], replace(VIEWS, flip=flip))
+    assert close(mirrored.values.flip(2), plain.values) == flip  # without the merge a network is not symmetric
+
+
+def test_an_output_does_not_depend_on_the_other_images(network: Network, tmp_path: Path) -> None:
+    for seen in run(network, tmp_path)[::4]:
+        assert close(run(network, tmp_path, [seen.id])[0].values, seen.values)
+
+
+def test_order_follows_the_list(network: Network, tmp_path: Path) -> None:
+    assert [s.id for s in run(network, tmp_path, IDS[::-1])] == list(IDS[::-1])
+
+
+def test_several_scales_are_the_sum_of_single_ones(network: Network, tmp_path: Path) -> None:
+    scales = (1.0, 0.75, 1.5)
+    joint = run(network, tmp_path, IDS[:5], replace(VIEWS, scales=scales))
+    single = [run(network, tmp_path, IDS[:5], replace(VIEWS, scales=(s,))) for s in scales]
+    for i, seen in enumerate(joint):
+        assert torch.equal(seen.values, single[0][i].values + single[1][i].values + single[2][i].values)
+    assert count(replace(VIEWS, scales=scales)) == 6
+    assert count(Views(flip=False)) == 1
+
+
+def test_small_chunks_change_nothing_but_rounding(network: Network, tmp_path: Path,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(network, tmp_path)
+    monkeypatch.setattr(inference, "CHUNK_VALUES", 3 * 24 * 24 * 2)
+    for a, b in zip(whole, run(network, tmp_path), strict=True):
+        assert a.id == b.id
+        assert close(a.values, b.values)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 200), st.integers(1, 20), st.integers(100, 10**6))
+def test_chunks_are_bounded_and_keep_the_order(images: int, channels: int, most: int) -> None:
+    ids = [str(i) for i in range(images)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inference, "CHUNK_VALUES", most)
+        chunks = list(inference._chunks(Photos(), ids, channels, lambda size: size))
+    assert [i for chunk in chunks for i in chunk] == ids
+    for chunk in chunks:
+        values = sum(channels * h * w for h, w in map(Photos().size, chunk))
+        assert len(chunk) == 1 or (values <= most and len(chunk) <= 64)
+
+
+def test_batches_hold_images_of_one_shape_and_not_too_many(monkeypatch: pytest.MonkeyPatch, network: Network,
+                                                            tmp_path: Path) -> None:
+    seen: list[tuple[int, ...]] = []
+    real = network.module.forward
+
+    def watched(x: Tensor) -> Tensor:
+        seen.append(tuple(x.shape))
+        return real(x)
+
+    monkeypatch.setattr(network.module, "forward", watched)
+    run(network, tmp_path, views=replace(VIEWS, flip=False))
+    assert sum(shape[0] for shape in seen) == len(IDS)
+    assert max(shape[0] for shape in seen) == 3
+    assert {shape[2:] for shape in seen} == {net_shape(s, 48, 1.0, 16) for s in SHAPES}
+
+
+@pytest.mark.parametrize(("size", "area", "scale", "least", "expected"), [
+    ((300, 300), 256, 1.0, 32, (256, 256)),
+    ((300, 400), 256, 1.0, 32, (224, 288)),
+    ((300, 400), 256, 0.5, 32, (112, 144)),
+    ((10, 1000), 64, 1.0, 32, (32, 640)),  # 6.4 x 640
+    ((5, 5), 16, 0.5, 0, (16, 16)),
+])
+def test_input_sizes(size: tuple[int, int], area: int, scale: float, least: int, expected: tuple[int, int]) -> None:
+    assert net_shape(size, area, scale, least) == expected
+
+
+def test_threads_are_put_back(network: Network, tmp_path: Path) -> None:
+    torch.set_num_threads(2)
+    work = Work(Run(tmp_path, workers=1), "toy.predict", tmp_path)
+    for _ in predict(work, network, Photos(), IDS[:1], VIEWS, device="cpu", precision="fp32"):
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 2
+
+
+def test_a_resized_image_of_the_same_size_is_the_image() -> None:
+    photo = Photos().read("03")
+    assert np.array_equal(resized(photo, (49, 47)), photo)
+    assert resized(photo, (20, 30)).shape == (3, 20, 30)
+    flat = np.full((3, 40, 50), 77, np.uint8)
+    assert (resized(flat, (13, 17)) == 77).all()

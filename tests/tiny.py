@@ -1,0 +1,109 @@
+"""A whole run in seconds: generated scenes of 48 pixels, the small network, a few dozen steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tagseg.methods.protocol import Fitted
+from tagseg.runs.setup import Prepared, Request, prepare
+from tagseg.store import Run
+
+DATA = "scenes:basic?train=24&val=12&size=48"
+SETS = (
+    "classifier.stride=16",
+    "classifier.augment.size=48",
+    "classifier.schedule.min_images=0",
+    "classifier.schedule.max_images=192",
+    "classifier.schedule.batch=8",
+    "cam.views.size=48",
+    "point.few=2",
+    "crf.iterations=2",
+    "segmenter.stride=16",
+    "segmenter.width=16",
+    "segmenter.augment.size=48",
+    "segmenter.schedule.min_images=0",
+    "segmenter.schedule.max_images=96",
+    "segmenter.schedule.batch=8",
+    "predict.views.size=48",
+    "post.views.size=48",
+    "post.views.scales=[1.0]",
+    "post.crf.iterations=1",
+)
+
+
+def request(out: Path, *, data: str = DATA, sets: tuple[str, ...] = (), **more: Any) -> Request:
+    """The tiny run of method `cam`; `sets` come after the tiny ones and win."""
+    asked = Request("cam", data, out, budget="quick", backbone="small", sets=(*SETS, *sets), device="cpu",
+                    precision="fp32", workers=1)
+    return replace(asked, **more)
+
+
+def words(out: Path, *more: str, data: str = DATA) -> list[str]:
+    """The same run as words of the command line, after the command's name."""
+    sets = [word for item in SETS for word in ("--set", item)]
+    return ["cam", data, "--out", str(out), "--budget", "quick", "--backbone", "small", "--device", "cpu",
+            "--precision", "fp32", "--workers", "1", *sets, *more]
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """One finished tiny run that tests share and must not change."""
+
+    out: Path
+    prepared: Prepared
+    fitted: Fitted
+    document: dict[str, Any]
+
+    @property
+    def cache(self) -> Path:
+        return self.prepared.cache
+
+    def again(self) -> Run:
+        """A run on the same cache: everything that was made is done."""
+        return Run(self.cache, workers=1)
+
+
+def make(out: Path) -> Tiny:
+    """Do the whole tiny run."""
+    from tagseg.runs.run import run
+
+    document = run(request(out))
+    prepared = prepare(request(out))
+    fitted = prepared.method.fit(Run(prepared.cache, workers=1), prepared.inputs, prepared.cfg)
+    return Tiny(out, prepared, fitted, document)
+
+
+def photos(root: Path, *, masks: str = "true", count: int = 12, side: int = 48) -> Path:
+    """A folder of generated photos with tags.csv; `masks` are "true", "none", "garbage" bytes, or "other" classes."""
+    from tagseg.artifacts import png
+    from tagseg.data.scenes import preset, render
+
+    cfg = replace(preset("basic"), size=side)
+    rows = []
+    for k in range(count):
+        scene = render(cfg, 5, k)
+        _write(root / "images" / f"{k:03d}.png", _rgb(scene.image))
+        rows.append(f"{k:03d}.png,{';'.join(n for n, t in zip(cfg.classes, scene.tags, strict=True) if t)}")
+        if masks != "none":
+            other = (scene.mask + 1) % (len(cfg.classes) + 1) if masks == "other" else scene.mask
+            _write(root / "masks" / f"{k:03d}.png", b"no mask" if masks == "garbage" else png(other, palette=True))
+    _write(root / "tags.csv", "\n".join(["file,tags", *rows, ""]).encode())
+    _write(root / "classes.txt", "\n".join([*cfg.classes, ""]).encode())
+    return root
+
+
+def _rgb(image: Any) -> bytes:
+    import io
+
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image.transpose(1, 2, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
