@@ -57,3 +57,34 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+# A skip is allowed only for these reasons; every other one fails the suite.
+ALLOWED_SKIPS = (
+    "real data: set TAGSEG_SHARED",
+    "weights: no ",
+    "pydensecrf2 is not installed",
+    "this user may read everything",
+)
+_skipped: list[str] = []
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--run-browser", action="store_true", help="the tests that need chromium (make test-browser)")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return True if collection_path.name == "browser" and not config.getoption("--run-browser") else None
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.skipped and isinstance(report.longrepr, tuple):
+        _skipped.append(str(report.longrepr[2]))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    unlisted = [reason for reason in _skipped if not any(allowed in reason for allowed in ALLOWED_SKIPS)]
+    if unlisted:
+        session.exitstatus = 1
+        for reason in unlisted:
+            session.config.get_terminal_writer().line(f"\nskip without a listed reason: {reason}", red=True)

@@ -19,6 +19,7 @@ SETS = (
     "classifier.schedule.batch=8",
     "cam.views.size=48",
     "point.few=2",
+    "point.pairs=20",
     "crf.iterations=2",
     "segmenter.stride=16",
     "segmenter.width=16",

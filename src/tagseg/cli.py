@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tagseg._version import VERSION
-from tagseg.types import Interrupted, TagsegError, UsageError
+from tagseg.errors import Interrupted, TagsegError, UsageError
 
 EXIT_INTERRUPTED = 130
 

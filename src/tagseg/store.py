@@ -10,6 +10,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import resource
 import shutil
 import time
@@ -290,6 +291,12 @@ def _commit(step: Step, version: int, partial: Path, work: Work) -> None:
 
 
 _verified: dict[Path, dict[str, Any]] = {}
+_NAMED = re.compile(r".+-[0-9a-f]{24}")  # a folder of a cache; a copy elsewhere (the weights of a run) has a plain name
+
+
+def forget(path: Path) -> None:
+    """The next look at this folder checks it again: its files have been replaced."""
+    _verified.pop(path, None)
 
 
 def verify(path: Path) -> dict[str, Any]:
@@ -298,7 +305,7 @@ def verify(path: Path) -> dict[str, Any]:
         try:
             record = json.loads((path / RECORD).read_text())
             outputs = {name: entry["sha256"] for name, entry in record["outputs"].items()}
-            if not path.name.endswith(f"-{record['key'][:24]}"):
+            if _NAMED.fullmatch(path.name) and not path.name.endswith(f"-{record['key'][:24]}"):
                 raise ValueError(f"it is of key {record['key'][:24]}")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise IntegrityError(

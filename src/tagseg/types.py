@@ -7,6 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tagseg.errors import DataError as DataError
+from tagseg.errors import EnvironmentFault as EnvironmentFault
+from tagseg.errors import IntegrityError as IntegrityError
+from tagseg.errors import Interrupted as Interrupted
+from tagseg.errors import TagsegError as TagsegError
+from tagseg.errors import UsageError as UsageError
+
 BACKGROUND = 0
 IGNORE = 255
 MAX_CLASSES = 254
@@ -15,42 +22,6 @@ U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
-
-
-class TagsegError(Exception):
-    """An error with a message for people: what was found, what was expected, what to do next."""
-
-    exit_code = 1
-
-
-class UsageError(TagsegError):
-    """A command, setting or config file that cannot be used as given."""
-
-    exit_code = 2
-
-
-class DataError(TagsegError):
-    """Images, tags or masks that cannot be used as they are."""
-
-    exit_code = 3
-
-
-class EnvironmentFault(TagsegError):
-    """Disk, memory, device or missing weights: the machine cannot do what was asked."""
-
-    exit_code = 4
-
-
-class IntegrityError(TagsegError):
-    """Stored work that is not what was written, or training that left the numbers."""
-
-    exit_code = 5
-
-
-class Interrupted(TagsegError):
-    """Ctrl-C or SIGTERM: everything finished is on disk and the same command goes on."""
-
-    exit_code = 130
 
 
 def _require(ok: bool, what: str, found: object, expected: str) -> None:

@@ -54,7 +54,7 @@ def make_document(names: list[str]) -> Document:
         "missing": {"val_post": "it was not asked for"},
         "curves": {"seed": _curve(0.35, 0.55, names), "pseudo": _curve(0.35, 0.5, names)},
         "operating_point": {"rule": "area prior", "threshold": 0.35, "note": "It saw no masks.",
-                            "curve": {"thresholds": [0.2, 0.4, 0.6], "expected_miou": [0.4, 0.5, 0.4]}},
+                            "curve": {"thresholds": [0.2, 0.4, 0.6], "evidence_left": [0.4, 0.5, 0.4]}},
         "detail": {"pseudo": masks, "val": masks},
         "histories": {"localize.classify.train": [[i, 1.0 / (i + 1), 0.01] for i in range(40)]},
         "lineage": [

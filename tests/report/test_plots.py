@@ -22,7 +22,7 @@ def _all(names: list[str]) -> list[str]:
     labels = ["background", *names]
     counts = np.eye(len(labels), len(labels) + 1, dtype=int) * 90 + 1
     return [
-        plots.threshold_curve("seed", CURVE, {"thresholds": [0.1, 0.5], "expected_miou": [0.3, 0.4]}),
+        plots.threshold_curve("seed", CURVE, {"thresholds": [0.1, 0.5], "evidence_left": [0.3, 0.4]}),
         plots.confusion_matrix("val", labels, counts.tolist()),
         *plots.class_bars({"seed": dict.fromkeys(labels, 0.4), "val": dict.fromkeys(labels, None)}),
         plots.loss_curve("a.b", [[i, math.exp(-i), 0.01] for i in range(20)]),

@@ -1,124 +1,173 @@
-"""The `auto` operating point: where to cut class maps, from tags and maps alone; class-absent images are negatives."""
+"""The `auto` operating point: cut class maps where painting the cut-out over takes a tag's evidence away. No truth."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
-from tagseg.artifacts import Scores, Weights, write_scores
-from tagseg.data.index import TaggedSet, spread
-from tagseg.localize import cam
-from tagseg.localize.classify import load
+from tagseg.artifacts import MapSet, Scores, Weights, write_scores
+from tagseg.data.index import ImageSource, TaggedSet
+from tagseg.inference import Network, Size, Views, predict, resized
+from tagseg.localize.classify import Classify, load, pool
 from tagseg.ops import operating_points as rules
-from tagseg.ops.scores import normalise
+from tagseg.ops.geometry import enlarge
 from tagseg.store import Work, stage
+from tagseg.types import U8
 
+CUTS = tuple(round(0.1 * i, 1) for i in range(1, 10))
 BINS = 100
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """`rule`: "two_groups" needs negatives, "otsu" does not and steps in where a class is nearly everywhere.
+    """`rule`: "erase" needs class-absent images, "otsu" does not and steps in where every class is nearly everywhere.
 
-    At most `images` images are looked at; a class takes part with `few` images with and `few` without its tag.
+    `level`: the share of evidence that may remain; `pairs`: so many (image, tag) pairs are looked at, evenly over the
+    classes; a class takes part with at least `few` images without its tag.
     """
 
-    rule: Literal["two_groups", "otsu"] = "two_groups"
-    images: int = 300
-    few: int = 8
-    low: float = 0.1
-    high: float = 0.9
+    rule: Literal["erase", "otsu"] = "erase"
+    level: float = 0.4
+    pairs: int = 120
+    few: int = 4
+    device: str = "auto"
+    precision: str = "auto"
 
 
-@dataclass(frozen=True)
-class Auto:
-    """The rule, and how the maps that it will cut are made."""
+class Pair(NamedTuple):
+    """An image, one of its classes (0..C-1), and an image without that class."""
 
-    point: OperatingPoint = field(default_factory=OperatingPoint)
-    cam: cam.Cam = field(default_factory=cam.Cam)
+    id: str
+    label: int
+    negative: str
 
 
 @stage(Scores, version=1)
-def auto(work: Work, tagged: TaggedSet, classifier: Weights, both: Auto) -> None:
-    """Choose one threshold for all classes; the record says by which rule, from how many negatives, and why."""
-    cfg = both.point
-    looked = tagged.select(spread(tagged.ids, cfg.images))
-    present, absent, counts = histograms(work, looked, classifier, both.cam)
-    usable = (counts[0] >= cfg.few) & (counts[1] >= cfg.few)
-    rule = cfg.rule if usable.any() else "otsu"
-    rows = usable if rule == "two_groups" else counts[0] > 0
-    curves = rules.expected_iou(present[rows], absent[rows]) if rule == "two_groups" else rules.otsu(present[rows])
-    edges = np.arange(BINS) / BINS
-    allowed = (edges >= cfg.low) & (edges <= cfg.high)
-    curve = curves.mean(0) if len(curves) else np.zeros(BINS)
-    threshold = float(edges[allowed][curve[allowed].argmax()]) if len(curves) else 0.3
-    left_out = [name for name, used in zip(tagged.classes, rows, strict=True) if not used]
-    write_scores(
-        work,
-        {
-            "threshold": threshold,
-            "origin": "auto",
-            "rule": rule,
-            "note": _note(cfg, rule, looked, left_out),
-            "curve": {"thresholds": edges.tolist(), "expected_miou": np.round(curve, 5).tolist()},
-            "present": present.tolist(),
-            "absent": absent.tolist(),
-            "images_with": counts[0].tolist(),
-            "images_without": counts[1].tolist(),
-        },
-    )
+def auto(work: Work, tagged: TaggedSet, classifier: Weights, maps: MapSet, cfg: OperatingPoint) -> None:
+    """Choose one threshold for all classes; the record says by which rule, on what, and why."""
+    chosen, left_out = pairs(tagged, cfg)
+    rule = cfg.rule if chosen else "otsu"
+    curve = {}
+    if rule == "erase":
+        left = erased_evidence(work, tagged, classifier, maps, chosen, cfg)
+        threshold = rules.crossing(np.array(CUTS), left, cfg.level)
+        curve = {"thresholds": list(CUTS), "evidence_left": np.round(left, 4).tolist(), "level": cfg.level}
+    else:
+        threshold = rules.otsu(histogram(maps))
+    note = said(cfg, rule, len(chosen), [tagged.classes[c] for c in left_out])
+    write_scores(work, {"threshold": round(threshold, 3), "origin": "auto", "rule": rule, "note": note, "curve": curve})
 
 
-def histograms(work: Work, looked: TaggedSet, classifier: Weights, cfg: cam.Cam) -> tuple[np.ndarray, ...]:
-    """Score histograms (C,BINS) with and without the tag, each image counting as one, and image counts (2,C).
-
-    A map of an absent class has no maximum of its own worth dividing by: it is divided by the median of the maxima
-    that the class reaches where it is present.
-    """
-    network = cam.network_of(load(classifier, looked.classes))
-    classes = len(looked.classes)
-    present, counts = np.zeros((classes, BINS)), np.zeros((2, classes), np.int64)
-    peaks: list[list[float]] = [[] for _ in range(classes)]
-    empty: list[list[np.ndarray]] = [[] for _ in range(classes)]
-    for done, seen in enumerate(cam.raw_maps(work, network, looked, looked.ids, cfg)):
-        raw, tags = cam.values(seen), looked.tags_of(seen.id)
-        scores = normalise(raw)
-        for c in range(classes):
-            counts[0 if tags[c] else 1, c] += 1
-            if tags[c]:
-                peaks[c].append(float(raw[c].max()))
-                present[c] += _histogram(scores[c])
-            else:
-                empty[c].append(np.sort(raw[c].ravel())[:: max(1, raw[c].size // 1000)])
-        work.tick(done + 1, len(looked))
-    absent = np.stack(
-        [
-            sum((_histogram(values / (np.median(peaks[c]) + 1e-5)) for values in empty[c]), np.zeros(BINS))
-            if peaks[c]
-            else np.zeros(BINS)
-            for c in range(classes)
-        ]
-    )
-    return present, absent, counts
+def pairs(tagged: TaggedSet, cfg: OperatingPoint) -> tuple[list[Pair], list[int]]:
+    """The pairs that are looked at, the same ones each time, and the classes that have too few negatives."""
+    each = max(1, cfg.pairs // len(tagged.classes))
+    found: list[Pair] = []
+    left_out = []
+    for label in range(len(tagged.classes)):
+        with_tag, without = (_shuffled(tagged, tagged.tags[:, label] == has, label) for has in (True, False))
+        if len(without) < cfg.few:
+            left_out.append(label)
+            continue
+        found += [Pair(i, label, without[n % len(without)]) for n, i in enumerate(with_tag[:each])]
+    return found, left_out
 
 
-def _histogram(scores: np.ndarray) -> np.ndarray:
-    counts = np.bincount((scores.ravel().clip(0, 1) * BINS).astype(np.intp).clip(0, BINS - 1), minlength=BINS)
-    return counts / max(scores.size, 1)
+def _shuffled(tagged: TaggedSet, rows: np.ndarray, label: int) -> list[str]:
+    ids = [tagged.ids[row] for row in np.flatnonzero(rows)]
+    return sorted(ids, key=lambda i: hashlib.sha256(f"{label}/{i}".encode()).digest())
 
 
-def _note(cfg: OperatingPoint, rule: str, looked: TaggedSet, left_out: list[str]) -> str:
-    text = {
-        "two_groups": "pixel scores in images with a tag are a mixture of object and background; images without the "
-        "tag show the background alone; the cut is where the expected IoU is largest",
-        "otsu": "the cut that separates the scores of tagged maps best (Otsu), because no class has enough images "
-        "without its tag to serve as negatives"
-        if cfg.rule != "otsu"
-        else "Otsu's cut of the scores",
-    }[rule]
-    said = f"{text}. Chosen on {len(looked)} images, one threshold for all classes, no pixel truth."
-    if left_out:
-        said += f" Not counted, too rare or nearly everywhere: {', '.join(left_out)}."
-    return said
+@dataclass(frozen=True)
+class Painted:
+    """Images of a pair: the original, the negative, and the original painted over with it from each cut up."""
+
+    source: ImageSource
+    maps: MapSet
+    pairs: tuple[Pair, ...]
+
+    def ids(self) -> list[str]:
+        return [f"{n} {kind}" for n in range(len(self.pairs)) for kind in ("original", "negative", *CUTS)]
+
+    def read(self, id: str) -> U8:
+        number, kind = id.split(" ")
+        pair = self.pairs[int(number)]
+        image = self.source.read(pair.id)
+        if kind == "original":
+            return image
+        other = resized(self.source.read(pair.negative), (image.shape[1], image.shape[2]))
+        if kind == "negative":
+            return other
+        found = self.maps.get(pair.id)
+        scores = enlarge(found.scores, found.size)[found.classes.tolist().index(pair.label + 1)]
+        return np.where((scores >= float(kind))[None], other, image)
+
+    def size(self, id: str) -> Size:
+        return self.source.size(self.pairs[int(id.split(" ")[0])].id)
+
+    def digest(self, id: str) -> str:
+        return f"{self.source.digest(self.pairs[int(id.split(' ')[0])].id)} {id}"
+
+
+def erased_evidence(
+    work: Work, tagged: TaggedSet, classifier: Weights, maps: MapSet, chosen: list[Pair], cfg: OperatingPoint
+) -> np.ndarray:
+    """The share of evidence left at each of `CUTS`, over all pairs."""
+    painted = Painted(tagged.source, maps, tuple(chosen))
+    logits = np.array(list(_logits(work, tagged, classifier, painted, cfg))).reshape(len(chosen), -1)
+    return rules.evidence_left(logits[:, 2:], logits[:, 0], logits[:, 1])
+
+
+def _logits(
+    work: Work, tagged: TaggedSet, classifier: Weights, painted: Painted, cfg: OperatingPoint
+) -> Iterator[float]:
+    """The logit of its pair's class for every painted image."""
+    meta, model = classifier.meta, load(classifier, tagged.classes)
+    pooled = pool(Classify(pooling=meta["pooling"], lse_r=meta["lse_r"], topk_share=meta["topk_share"]))
+
+    def read(raw: Tensor, in_size: Size, out_size: Size) -> Tensor:
+        return model.head.logits(raw.float(), pooled)[:, :, None, None]
+
+    network = Network(model, model.backbone.preprocess, read, len(tagged.classes), model.backbone.min_size)
+    ids, views = painted.ids(), Views(size=meta["size"], flip=False)
+    each = len(CUTS) + 2
+    seen = predict(work, network, painted, ids, views, device=cfg.device, precision=cfg.precision, out_size=_single)
+    for n, one in enumerate(seen):
+        work.tick(n + 1, len(ids))
+        yield float(one.values[painted.pairs[n // each].label, 0, 0])
+
+
+def _single(size: Size) -> Size:
+    return 1, 1
+
+
+def histogram(maps: MapSet) -> np.ndarray:
+    """Scores of all tagged maps, each map counting as one: (BINS,)."""
+    total = np.zeros(BINS)
+    for found in maps:
+        for scores in found.scores:
+            total += (
+                np.bincount((scores.ravel() * BINS).astype(np.intp).clip(0, BINS - 1), minlength=BINS) / scores.size
+            )
+    return total
+
+
+def said(cfg: OperatingPoint, rule: str, count: int, left_out: list[str]) -> str:
+    """The choice in words, for the record and the report."""
+    if rule == "erase":
+        text = (
+            f"Everything at or above a cut is painted over with an image that lacks the tag; the cut is where "
+            f"{cfg.level:.0%} of the tag's evidence is left (1: nothing lost, 0: like an image without the tag). "
+            f"Measured on {count} pairs of image and tag, one cut for all classes, no pixel truth."
+        )
+    else:
+        text = "Otsu's cut of the scores of all tagged maps, one for all classes, no pixel truth."
+        if cfg.rule == "erase":
+            text += " Every class is nearly everywhere: no image without its tag could serve as a negative."
+    if left_out and rule == "erase":
+        text += f" Not counted, nearly everywhere: {', '.join(left_out)}."
+    return text

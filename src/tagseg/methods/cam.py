@@ -39,7 +39,7 @@ def fit(run: Run, inputs: Inputs, cfg: Config) -> Fitted:
     """Learn to recognise the tags, see where the network looks, draw that to the edges, learn to segment it."""
     classifier = classify.train(run, inputs.tagged, inputs.pretrained, cfg.classifier)
     found = cam.maps(run, inputs.tagged, classifier, cfg.cam)
-    point = operating_point.auto(run, inputs.tagged, classifier, operating_point.Auto(cfg.point, cfg.cam))
+    point = operating_point.auto(run, inputs.tagged, classifier, found, cfg.point)
     pseudo = labels(run, inputs.tagged, found, point, cfg)
     model = train.segmenter(run, inputs.tagged, pseudo, inputs.pretrained, cfg.segmenter)
     return Fitted(model, classifier, found, point, pseudo)

@@ -44,7 +44,7 @@ ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 def threshold_curve(name: str, curve: Mapping[str, Any], expected: Mapping[str, Any] | None = None) -> str:
     """mIoU over the threshold with `auto` and `oracle` marked and the flat range shaded; "" if there are no points.
 
-    `expected` is what the rule believed without seeing truth: {"thresholds", "expected_miou"}.
+    `expected` is what the rule believed without seeing truth: {"thresholds", "evidence_left"}.
     """
     x, y = _numbers(curve.get("thresholds")), 100 * _numbers(curve.get("miou"))
     if not _drawable(x, y):
@@ -128,9 +128,9 @@ def _rate(axes: Axes, step: np.ndarray, rate: np.ndarray) -> None:
 
 
 def _expected(axes: Axes, expected: Mapping[str, Any]) -> None:
-    x, y = _numbers(expected.get("thresholds")), 100 * _numbers(expected.get("expected_miou"))
+    x, y = _numbers(expected.get("thresholds")), 100 * _numbers(expected.get("evidence_left"))
     if _drawable(x, y):
-        axes.plot(x, y, color=MUTED, lw=1.6, ls=(0, (4, 3)), label="expected by the rule")
+        axes.plot(x, y, color=MUTED, lw=1.6, ls=(0, (4, 3)), label="evidence left when painted over")
 
 
 def _mark(axes: Axes, x: np.ndarray, y: np.ndarray, curve: Mapping[str, Any]) -> None:

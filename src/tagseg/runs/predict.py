@@ -17,7 +17,7 @@ from tagseg.data.folder import Reading, open_images
 from tagseg.data.index import TaggedSet
 from tagseg.report import pictures
 from tagseg.runs.run import Progress, table
-from tagseg.runs.setup import choose_device, choose_precision
+from tagseg.runs.setup import check_outside, choose_device, choose_precision
 from tagseg.store import RECORD, Run, verify, write_atomic
 from tagseg.types import U8, DataError, Labels, UsageError
 
@@ -69,6 +69,7 @@ def predict(
     unknown = [k for k in save if k not in KINDS]
     if unknown:
         raise UsageError(f"--save {unknown[0]!r} is unknown; expected some of {', '.join(KINDS)}")
+    check_outside(images, out)
     known = trained(run_folder, device)
     opened = open_images(images, known.classes, reading)
     cfg = _post(known.cfg) if post else known.cfg

@@ -22,7 +22,7 @@ from tagseg.runs import setup
 from tagseg.runs.gallery import gallery
 from tagseg.runs.measure import Measured, Predicted, measured, predict_all
 from tagseg.runs.setup import Prepared, Request, prepare
-from tagseg.store import RECORD, Run, Step, library_versions, lock, verify, write_atomic
+from tagseg.store import RECORD, Run, Step, forget, library_versions, lock, verify, write_atomic
 from tagseg.types import IntegrityError
 
 Progress = Callable[[str, int, int, str], None]
@@ -47,6 +47,7 @@ def run(
 ) -> dict[str, Any]:
     """Do everything, going on where an earlier try stopped; returns the document of report.json."""
     out = request.out
+    setup.check_outside(request.data, out)
     out.mkdir(parents=True, exist_ok=True)
     with lock(out / ".lock", wait=False):
         prepared = prepare(request)
@@ -223,6 +224,7 @@ def _copy(artifact: Path, place: Path) -> None:
     """The final model travels with the run: the same files, the record last."""
     if (place / RECORD).exists() and (place / RECORD).read_bytes() == (artifact / RECORD).read_bytes():
         return
+    forget(place)
     shutil.rmtree(place, ignore_errors=True)
     for file in sorted(artifact.iterdir(), key=lambda f: f.name == RECORD):
         write_atomic(place / file.name, file.read_bytes())

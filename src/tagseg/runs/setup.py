@@ -85,10 +85,20 @@ def prepare(request: Request) -> Prepared:
     tagged = opened.images.training()
     if not tagged.tags.any():
         raise DataError(f"{request.data}: no image of {tagged.name!r} has a tag; expected at least one tagged image")
-    truth = opened.truth.select([i for i in tagged.ids if i in set(opened.truth.ids)]) if opened.truth else None
+    known = set(opened.truth.ids) if opened.truth else set()
+    with_truth = [i for i in tagged.ids if i in known]
+    truth = opened.truth.select(with_truth) if opened.truth and with_truth else None
     inputs = Inputs(tagged, find(request.weights, expected=backbone))
     warnings = (*opened.warnings, *(val.warnings if val else ()), *shared_images(tagged, val.images if val else None))
     return Prepared(request, method, cfg, inputs, truth, val, opened, device, precision, backbone, warnings)
+
+
+def check_outside(data: str | Path, out: Path) -> None:
+    """Nothing is written into the data: masks there would take the place of its own, or be read as images next time."""
+    if str(data).startswith("scenes:"):
+        return
+    if out.resolve().is_relative_to(Path(data).expanduser().resolve()):
+        raise UsageError(f"--out {out}: found it inside the data folder {data}, expected a place outside: name another")
 
 
 def apart(opened: Opened, val: Opened) -> Opened:
