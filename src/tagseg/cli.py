@@ -119,6 +119,9 @@ def _asked(command: argparse.ArgumentParser) -> None:
         "--max-bad", type=float, default=0.01, metavar="SHARE", help="share of unreadable files that is accepted"
     )
     command.add_argument("--follow-links", action="store_true", help="links that leave DATA count as images")
+    command.add_argument(
+        "--k-masks", type=int, default=0, metavar="K", help="also score the threshold that is best on K masks"
+    )
     _machine(command)
     command.add_argument("--precision", default="auto", metavar="NAME", help="auto, fp32 or bf16")
     command.add_argument(
@@ -206,6 +209,7 @@ def _request(args: argparse.Namespace) -> Any:
         budget=args.budget,
         config=args.config,
         sets=tuple(args.sets),
+        k_masks=args.k_masks,
         cache=args.cache,
         device=args.device,
         precision=args.precision,

@@ -88,7 +88,7 @@ def predict(
             for job, outputs in zip(jobs, work.map(run, jobs), strict=True):
                 for member, output in zip(job.members, outputs, strict=True):
                     total = totals[member]
-                    totals[member] = output if total is None else total + output
+                    totals[member] = output if total is None else total + output  # cam Eq. 5
             yield from (Seen(i, image, t) for i, image, t in zip(chunk, images, totals, strict=True) if t is not None)
 
 

@@ -45,7 +45,8 @@ def test_page_does_not_scroll_sideways(page: Path, tmp_path: Path, width: int) -
     frame.write_text(f"<iframe id=f src='{page.as_uri()}' style='width:{width}px;height:900px;border:0'></iframe>"
                      "<script>f.onload=()=>{try{document.title=f.contentDocument.documentElement.scrollWidth}"
                      "catch(e){document.title='blocked'}}</script>")
-    dom = chromium(frame, tmp_path / "home", "--allow-file-access-from-files", "--virtual-time-budget=4000", "--dump-dom")
+    words = ("--allow-file-access-from-files", "--virtual-time-budget=4000", "--dump-dom")
+    dom = chromium(frame, tmp_path / "home", *words)
     found = re.search(r"<title>(\d+)</title>", dom)
     assert found, dom[:300]
     assert int(found.group(1)) <= width + 1

@@ -32,7 +32,7 @@ class Cam:
     precision: str = "auto"
 
     BUDGETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "quick": {"views": Views(size=96), "grid": 2},
+        "quick": {"views": Views(size=192), "grid": 2},  # twice the training size: finer cells for small images
         "paper": {"views": Views(size=512, scales=(1.0, 0.5, 1.5, 2.0))},  # IRN's scales
     }
 
@@ -60,7 +60,7 @@ def network_of(model: TagNet) -> Network:
     """A classifier read as raw class maps: positive part on its own grid, then brought to the wanted size."""
 
     def read(raw: Tensor, in_size: Size, out_size: Size) -> Tensor:
-        return resample(
+        return resample(  # cam Eq. 4
             raw.relu(), stride=model.tap.stride, offset=model.tap.offset, in_size=in_size, out_size=out_size
         )
 

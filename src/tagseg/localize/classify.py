@@ -43,7 +43,7 @@ class Classify:
         "quick": {
             "augment": Augment(size=96, colour=0.1),
             "stride": 8,
-            "schedule": Schedule(epochs=12, min_images=1000, max_images=4800, batch=32),
+            "schedule": Schedule(epochs=10, min_images=1000, max_images=4000, batch=32),
         },
         # IRN's classification step: 5 epochs, batch 16, crop 512, SGD .1 with poly .9 and no momentum to speak of
         "paper": {
@@ -91,7 +91,8 @@ class TagLoss:
         assert isinstance(model, TagNet)
         maps = model(model.backbone.preprocess(batch["images"].float() / 255))
         logits = model.head.logits(maps.float(), self.pool)
-        return F.binary_cross_entropy_with_logits(logits, batch["tags"].float(), reduction="none").mean(1).sum()
+        each = F.binary_cross_entropy_with_logits(logits, batch["tags"].float(), reduction="none")
+        return each.mean(1).sum()  # cam Eq. 3
 
 
 @stage(Weights, version=1)

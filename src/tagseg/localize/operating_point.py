@@ -55,7 +55,7 @@ def auto(work: Work, tagged: TaggedSet, classifier: Weights, maps: MapSet, cfg: 
     curve = {}
     if rule == "erase":
         left = erased_evidence(work, tagged, classifier, maps, chosen, cfg)
-        threshold = rules.crossing(np.array(CUTS), left, cfg.level)
+        threshold = rules.crossing(np.array(CUTS), left, cfg.level)  # cam Eq. 8
         curve = {"thresholds": list(CUTS), "evidence_left": np.round(left, 4).tolist(), "level": cfg.level}
     else:
         threshold = rules.otsu(histogram(maps))

@@ -26,8 +26,8 @@ class TagHead(nn.Module):
 
     def forward(self, features: Float[Tensor, "n d h w"]) -> Float[Tensor, "n c h w"]:
         """Raw class maps, without bias."""
-        return F.conv2d(features, self.weight[:, :, None, None])
+        return F.conv2d(features, self.weight[:, :, None, None])  # cam Eq. 1
 
     def logits(self, maps: Float[Tensor, "n c h w"], pool: Pool) -> Float[Tensor, "n c"]:
         """Image logits of class maps; `pool` turns (n, c, h, w) into (n, c), see ops/pooling."""
-        return pool(maps) + self.bias
+        return pool(maps) + self.bias  # cam Eq. 2

@@ -15,7 +15,7 @@ def evidence_left(
     without the tag. A ratio of means over all pairs: single pairs may have no evidence at all to share out.
     """
     gained = max(float(original.mean() - negative.mean()), 1e-6)
-    return np.asarray((erased.mean(0) - negative.mean()) / gained, np.float64)
+    return np.asarray((erased.mean(0) - negative.mean()) / gained, np.float64)  # cam Eq. 8
 
 
 def crossing(cuts: Float[np.ndarray, "cuts"], values: Float[np.ndarray, "cuts"], level: float) -> float:

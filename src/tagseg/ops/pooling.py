@@ -13,7 +13,7 @@ from tagseg.types import UsageError
 
 def gap(maps: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c"]:
     """Mean over all cells (global average pooling)."""
-    return maps.mean(dim=(2, 3))
+    return maps.mean(dim=(2, 3))  # cam Eq. 2
 
 
 def lse(maps: Float[Tensor, "n c h w"], r: float) -> Float[Tensor, "n c"]:

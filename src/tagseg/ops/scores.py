@@ -20,7 +20,7 @@ def normalise(raw: Float[np.ndarray, "k h w"], eps: float = EPS) -> Float32[np.n
     maps = np.maximum(raw, 0, dtype=np.float32)
     peaks = maps.max(axis=(1, 2), keepdims=True, initial=0)
     _check_finite(peaks, "raw maps")
-    return np.divide(maps, peaks + np.float32(eps), out=maps)
+    return np.divide(maps, peaks + np.float32(eps), out=maps)  # cam Eq. 6
 
 
 def merge(raw: Sequence[Float[np.ndarray, "k h w"]], eps: float = EPS) -> Float32[np.ndarray, "k h w"]:
@@ -69,7 +69,7 @@ def to_labels(scores: Float[np.ndarray, "k h w"], classes: Int64[np.ndarray, " k
         return np.full(scores.shape[1:], BACKGROUND if has_background else IGNORE, np.uint8)
     labels, best = winners(scores, classes)
     if has_background:
-        labels[best < np.float32(threshold)] = BACKGROUND
+        labels[best < np.float32(threshold)] = BACKGROUND  # cam Eq. 7
     return labels
 
 

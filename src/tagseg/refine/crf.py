@@ -56,8 +56,8 @@ def refine(image: U8, maps: ClassMaps, threshold: float, has_background: bool, c
     """Labels of one image (3,H,W) from its maps; confidence is the CRF's probability of the label."""
     scores = enlarge(maps.scores, maps.size)
     ids = np.concatenate([[BACKGROUND], maps.classes]) if has_background else maps.classes
-    unary = with_background(scores, threshold) if has_background else to_probabilities(scores)
-    probability = solve(image, unary, cfg)
+    unary = with_background(scores, threshold) if has_background else to_probabilities(scores)  # cam Eq. 9
+    probability = solve(image, unary, cfg)  # cam Eq. 10
     pixels, sure = ids[probability.argmax(0)].astype(np.uint8), probability.max(0)
     pixels[sure < cfg.unsure_below] = IGNORE
     return Labels(maps.id, pixels, np.round(255 * sure).astype(np.uint8))

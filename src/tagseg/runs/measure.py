@@ -67,6 +67,21 @@ def _train_numbers(run: Run, prepared: Prepared, fitted: Fitted, auto: float, ou
     best = out.curves["pseudo"]["oracle"]
     document = _refined(run, prepared, fitted, truth, best)
     out.scores["pseudo"]["oracle"] = measure.entry(document, document["images"], best)
+    if prepared.request.k_masks:
+        _k_point(run, prepared, fitted, truth, out)
+
+
+def _k_point(run: Run, prepared: Prepared, fitted: Fitted, truth: MaskedSet, out: Measured) -> None:
+    """The threshold that is best on k masks, scored on all the others."""
+    few = truth.limit(prepared.request.k_masks)
+    rest = truth.select([i for i in truth.ids if i not in set(few.ids)])
+    if not len(rest):
+        return
+    chosen = measure.maps(run, fitted.maps, few, measure.MeasureMaps()).read()["best"]
+    document = measure.maps(run, fitted.maps, rest, measure.MeasureMaps(also=(chosen,))).read()
+    out.scores["seed"]["k"] = measure.at(document, chosen)
+    document = _refined(run, prepared, fitted, rest, chosen)
+    out.scores["pseudo"]["k"] = measure.entry(document, document["images"], chosen)
 
 
 def curve(run: Run, found: MapSet, truth: MaskedSet, auto: float) -> tuple[dict[str, Any], dict[str, Any]]:

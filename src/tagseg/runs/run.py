@@ -6,7 +6,9 @@ import csv
 import io
 import json
 import shutil
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,8 @@ def run(
         _write_asked(out, prepared)
         steps = _planned(prepared)
         cache.register(prepared.cache, out, [s.path for s in steps])
-        work = Run(prepared.cache, workers=request.workers, progress=progress, stopping=stopping)
+        logged = Logged(out / "log.jsonl", progress)
+        work = Run(prepared.cache, workers=request.workers, progress=logged, stopping=stopping)
         fitted, reads = fit_without_truth(work, prepared)
         fit_steps = len(work.steps)
         predicted = predict_all(work, prepared, fitted)
@@ -67,6 +70,23 @@ def run(
         document = _document(prepared, fitted, numbers, lineage, reads, pictures)
         _write_results(out, document, predicted, fitted)
         return document
+
+
+@dataclass
+class Logged:
+    """Progress that also leaves a line in log.jsonl when a stage of work begins and ends."""
+
+    file: Path
+    progress: Progress
+    _stage: str = ""
+
+    def __call__(self, stage: str, done: int, total: int, note: str) -> None:
+        self.progress(stage, done, total, note)
+        if stage != self._stage or done >= total:
+            line = {"time": round(time.time(), 3), "stage": stage, "done": done, "total": total, "note": note}
+            with open(self.file, "a") as handle:
+                handle.write(json.dumps(line) + "\n")
+        self._stage = stage
 
 
 def fit_without_truth(work: Run, prepared: Prepared) -> tuple[Fitted, int]:

@@ -22,7 +22,10 @@ from tagseg.types import DataError, EnvironmentFault, UsageError
 
 @dataclass(frozen=True)
 class Request:
-    """What a user asks for. Empty `train` means all images, empty `val` no numbers without tags."""
+    """What a user asks for. Empty `train` means all images, empty `val` no numbers without tags.
+
+    `k_masks`: so many training masks choose the threshold of the `k` point; they are left out of its scores.
+    """
 
     method: str
     data: str
@@ -39,6 +42,7 @@ class Request:
     device: str = "auto"
     precision: str = "auto"
     workers: int = 2
+    k_masks: int = 0
     reading: Reading = field(default_factory=Reading)
     command: str = ""
 
@@ -232,6 +236,8 @@ def ledger(prepared: Prepared) -> list[str]:
     lines.append(weights_line(weights))
     if prepared.inputs.aux is not None:
         lines.append(f"pixel masks of other classes: {', '.join(prepared.inputs.aux.classes)}")
+    if prepared.request.k_masks and prepared.truth is not None:
+        lines.append(f"{prepared.request.k_masks} masks of training images, for the k operating point alone")
     return lines
 
 

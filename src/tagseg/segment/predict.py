@@ -60,8 +60,8 @@ def labels(work: Work, images: TaggedSet, segmenter: Weights, cfg: Predict) -> N
     def one(seen: Seen) -> Labels:
         probability = np.asarray((seen.values / views).numpy(), np.float32)
         if cfg.crf.iterations:
-            probability = sharpened(seen.image, probability, cfg.crf)
-        best = probability.argmax(0)
+            probability = sharpened(seen.image, probability, cfg.crf)  # cam Eq. 13
+        best = probability.argmax(0)  # cam Eq. 12
         return Labels(seen.id, (best + shift).astype(np.uint8), np.round(255 * probability.max(0)).astype(np.uint8))
 
     def produce(ids: list[str]) -> Iterator[Labels]:

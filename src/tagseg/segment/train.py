@@ -44,7 +44,7 @@ class Segment:
             "augment": Augment(size=96, colour=0.1),
             "width": 64,
             "stride": 8,
-            "schedule": Schedule(epochs=8, min_images=1000, max_images=3200, batch=32),
+            "schedule": Schedule(epochs=6, min_images=1000, max_images=2400, batch=32),
         },
         # DeepLab as LPCAM trains it: crop 321, 20k iterations, batch 5, SGD 2.5e-4 with head x10, decay 5e-4
         "paper": {
@@ -92,7 +92,7 @@ class PixelLoss:
         logits = model(model.backbone.preprocess(images.float() / 255))
         full = resample(logits, stride=model.stride, offset=model.offset, in_size=size, out_size=size)
         target = torch.where(labels == IGNORE, IGNORE, labels - self.shift)
-        return F.cross_entropy(full, target, ignore_index=IGNORE, reduction="sum")
+        return F.cross_entropy(full, target, ignore_index=IGNORE, reduction="sum")  # cam Eq. 11
 
 
 @stage(Weights, version=1)
