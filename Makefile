@@ -47,7 +47,7 @@ doctor: $(VENV)/.installed
 	$(BIN)/tagseg doctor
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check src tests benchmarks

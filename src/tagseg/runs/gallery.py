@@ -28,7 +28,7 @@ def gallery(
 ) -> list[dict[str, Any]]:
     """Write the panels into `folder`/gallery and return their list for the report."""
     opened = prepared.val or prepared.opened
-    rows = chosen(predicted.val, per_image)
+    rows = chosen(predicted.val, opened.images, per_image)
     tagged = opened.images.select([i for i, _ in rows])
     maps = prepared.method.maps(run, tagged, fitted, prepared.cfg)
     pseudo = prepared.method.labels(run, tagged, maps, fitted.point, prepared.cfg)
@@ -37,13 +37,14 @@ def gallery(
     for number, (sample, group) in enumerate(rows):
         photo = opened.images.source.read(sample).transpose(1, 2, 0)
         found = maps.get(sample)
-        panels = {"photo": photo, "truth": _truth(opened.truth, sample), "map": None, "pseudo mask": None}
-        if found.classes.size:
-            panels["map"] = pictures.heat(photo, enlarge(found.scores, found.size), found.classes)
-            panels["pseudo mask"] = pictures.overlay(photo, pseudo.get(sample).pixels)
-        if panels["truth"] is not None:
-            panels["truth"] = pictures.overlay(photo, panels["truth"])
-        panels["prediction"] = pictures.overlay(photo, predicted.val.get(sample).pixels)
+        true = _truth(opened.truth, sample)
+        panels = {
+            "photo": photo,
+            "truth": None if true is None else pictures.overlay(photo, true),
+            "map": pictures.heat(photo, enlarge(found.scores, found.size), found.classes),
+            "pseudo mask": pictures.overlay(photo, pseudo.get(sample).pixels),
+            "prediction": pictures.overlay(photo, predicted.val.get(sample).pixels),
+        }
         written = [
             [name, _write(folder, f"{number:03d}-{name.replace(' ', '-')}", image)]
             for name, image in panels.items()
@@ -62,9 +63,13 @@ def gallery(
     return out
 
 
-def chosen(labels: LabelSet, per_image: list[tuple[str, float]]) -> list[tuple[str, str]]:
-    """(id, group): best and worst where there is truth, least sure by mean confidence, or a plain sample."""
-    ranked = [sample for sample, _ in per_image if sample in labels]
+def chosen(labels: LabelSet, images: TaggedSet, per_image: list[tuple[str, float]]) -> list[tuple[str, str]]:
+    """(id, group): best and worst where there is truth, least sure by mean confidence, or a plain sample.
+
+    Images with a tag come first: an empty image that was left empty is right, but shows little.
+    """
+    known = [sample for sample, _ in per_image if sample in labels]
+    ranked = [sample for sample in known if images.tags_of(sample).any()] or known
     rows = [(i, "best") for i in ranked[::-1][:EACH]] + [(i, "worst") for i in ranked[:EACH]]
     taken = {i for i, _ in rows}
     looked = [i for i in labels.ids if i not in taken][:2000]
