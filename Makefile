@@ -1,9 +1,10 @@
 # Each target sets up what it needs in .venv: only Python (3.11 or newer) and pip are expected.
-PYTHON ?= $(firstword $(foreach p,python3.13 python3.12 python3.11 python3 python,$(shell command -v $(p) 2>/dev/null)))
+OLD_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	$$p -c '$(OLD_ENOUGH)' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
-export TAGSEG_CHECKOUT := $(CURDIR)
 
 .PHONY: demo test lint bench diagnose results test-browser doctor clean help
 .DEFAULT_GOAL := help
@@ -18,7 +19,7 @@ help:
 	@echo "make test-browser  the report in headless Chromium"
 
 $(BIN)/python:
-	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or newer is needed, found {sys.version}"'
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it: make PYTHON=/path/to/python3"; exit 4; }
 	$(if $(UV),$(UV) venv --quiet --python $(PYTHON) $(VENV),$(PYTHON) -m venv $(VENV))
 
 # One stamp for each set of extras; a changed pyproject.toml installs again.

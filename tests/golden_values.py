@@ -1,6 +1,6 @@
 """A few numbers of every stage of the tiny run: when they move, a stage's version must move with them.
 
-`python tests/methods/golden_values.py` (with tests/ on the path) writes golden/cam.json anew; a changed file is a commit
+`python tests/golden_values.py` writes methods/golden/cam.json anew; a changed file is a commit
 of its own that names old and new numbers and the reason.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from tagseg.artifacts import LabelSet, MapSet
 
-FILE = Path(__file__).parent / "golden" / "cam.json"
+FILE = Path(__file__).parent / "methods" / "golden" / "cam.json"
 
 
 def shares(labels: LabelSet, classes: int) -> list[float]:
