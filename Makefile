@@ -20,11 +20,14 @@ help:
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it: make PYTHON=/path/to/python3"; exit 4; }
-	$(if $(UV),$(UV) venv --quiet --python $(PYTHON) $(VENV),$(PYTHON) -m venv $(VENV))
+	$(if $(UV),$(UV) venv --quiet --python $(PYTHON) $(VENV),$(PYTHON) -m venv $(VENV)) || { rm -rf $(VENV); \
+		echo "no virtual environment could be made: install Python's venv (Debian: apt-get install python3-venv) or uv"; exit 4; }
 
 # One stamp for each set of extras; a changed pyproject.toml installs again.
 define install
-	$(if $(UV),$(UV) pip install --quiet --python $(BIN)/python -e '.$(1)',$(BIN)/python -m pip install --quiet -e '.$(1)')
+	$(if $(UV),$(UV) pip install --quiet --python $(BIN)/python -e '.$(1)',\
+		{ $(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip --upgrade >/dev/null; } && \
+		$(BIN)/python -m pip install --quiet -e '.$(1)')
 	@touch $@
 endef
 

@@ -22,6 +22,7 @@ NUMBERS = (
     ("pseudo", "oracle"),
     ("val", "auto"),
     ("val_post", "auto"),
+    ("seed_val", "oracle"),
 )
 
 
@@ -38,6 +39,32 @@ def add(run: Path) -> str:
     with open(file, "a") as handle:
         handle.write(line + "\n")
     return f"{run}: added to {file.name}"
+
+
+def curves(run: Path) -> Path:
+    """The threshold curves of a run: what was measured, what the rule saw without truth, and both operating points."""
+    document = json.loads((run / "report.json").read_text())
+    figure = Figure(figsize=(9, 3.2))
+    FigureCanvasAgg(figure)
+    panes = figure.subplots(1, 3)
+    for axes, name in zip(panes, ("seed", "pseudo", "seed_val"), strict=True):
+        found = document["curves"].get(name)
+        if not found:
+            continue
+        axes.plot(found["thresholds"], [100 * m for m in found["miou"]], color="#0072B2", marker=".")
+        axes.axvspan(*found.get("flat", (0, 0)), color="#0072B2", alpha=0.08, lw=0)
+        for point, colour in (("auto", "#D55E00"), ("oracle", "#555555")):
+            axes.axvline(found[point], color=colour, ls="--", lw=1.2, label=f"{point} {found[point]:.2f}")
+        axes.set_title(f"{name}, {found['images']} images", fontsize=10)
+        axes.set_xlabel("threshold")
+        axes.set_xlim(0, 1)
+        axes.legend(frameon=False, fontsize=8)
+    panes[0].set_ylabel("mIoU %")
+    figure.suptitle(f"{document['title']}, {document['backbone']}, {document['budget']}, seed {document['seed']}")
+    figure.tight_layout()
+    path = RESULTS.parent / "img" / f"curves-{document['method']}-{document['data']}.png"
+    figure.savefig(path, dpi=90)
+    return path
 
 
 def rows() -> list[dict[str, Any]]:
@@ -88,18 +115,31 @@ def plot(found: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
+def fill(page: Path, text: str) -> None:
+    """Put the table between the result markers of a page."""
+    head, start, rest = page.read_text().partition("<!-- results -->")
+    _, end, tail = rest.partition("<!-- end of results -->")
+    if start and end:
+        page.write_text(f"{head}{start}\n\n{text}\n\n{end}{tail}")
+
+
 def main(words: list[str]) -> None:
+    RESULTS.mkdir(parents=True, exist_ok=True)
     if words and words[0] == "add":
         for word in words[1:]:
-            print(add(Path(word)))
+            print(add(Path(word)), curves(Path(word)))
     found = rows()
     text = (
         "# Results\n\nBuilt by `make results` from the rows beside this page (one JSON line for each finished run: "
-        "scores, config hash, commit, cost). mIoU in percent, threshold in brackets; `seed` and `pseudo` on training "
-        "images with given tags, `val` and `val_post` without tags. `oracle` thresholds are for the report only.\n\n"
+        "scores, config hash, commit, command, cost). mIoU in percent, threshold in brackets; `seed` and `pseudo` on "
+        "training images with given tags, `val` and `val_post` without tags. `oracle` thresholds are for the report only; "
+        "`seed_val` is maps on val images with their tags given, not a result.\n\n"
     )
-    (RESULTS / "README.md").write_text(text + markdown(found) + "\n\n![mIoU of each run](results.png)\n")
+    pictures = sorted((RESULTS.parent / "img").glob("curves-*.png"))
+    shown = "".join(f"\n\n![{p.stem}](../img/{p.name})" for p in pictures)
+    (RESULTS / "README.md").write_text(text + markdown(found) + "\n\n![mIoU of each run](results.png)" + shown + "\n")
     plot(found, RESULTS / "results.png")
+    fill(RESULTS.parents[1] / "README.md", markdown(found))
     print(markdown(found))
 
 

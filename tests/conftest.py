@@ -14,7 +14,6 @@ CHECKED = [
     "tagseg.ops.geometry",
     "tagseg.ops.scores",
     "tagseg.ops.pooling",
-    "tagseg.ops.losses",
     "tagseg.ops.confusion",
     "tagseg.ops.crf",
     "tagseg.ops.boundary",

@@ -33,11 +33,24 @@ def main(argv: list[str] | None = None) -> int:
             raise
         say(f"error: {error}")
         return error.exit_code
-    except MemoryError:
+    except BrokenPipeError:
+        return 0
+    except Exception as error:
         if args.debug:
             raise
-        say("error: out of memory; lower the image size (--set segmenter.augment.size=...) or --workers")
-        return 4
+        text, code = unexpected(error)
+        say(f"error: {text}")
+        return code
+
+
+def unexpected(error: Exception) -> tuple[str, int]:
+    """A message and an exit code for what no part of tagseg foresaw: the machine (4) or a fault of ours (1)."""
+    told = f"{type(error).__name__}: {error}"
+    if isinstance(error, MemoryError) or "out of memory" in told or "can't allocate memory" in told:
+        return f"out of memory ({told}); use fewer --workers, smaller images, or --device cpu", 4
+    if isinstance(error, OSError):
+        return f"{told}; check the path, its permissions and the disk", 4
+    return f"{told}; this is a fault of tagseg: run again with --debug and report what it prints", 1
 
 
 def say(text: str) -> None:
@@ -297,6 +310,7 @@ def predict(args: argparse.Namespace) -> None:
         workers=args.workers,
         reading=Reading(limit=args.limit, max_bad=args.max_bad, workers=args.workers, follow_links=args.follow_links),
         progress=Lines(),
+        stopping=_on_signal(),
     )
     show(
         args,
@@ -309,10 +323,11 @@ def predict(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
+    from tagseg.data.tags import read_classes
     from tagseg.evaluate.folders import evaluate_folders
     from tagseg.report import tables
 
-    names = [n for n in args.classes.read_text(encoding="utf-8-sig").splitlines() if n] if args.classes else None
+    names = list(read_classes(args.classes)) if args.classes else None
     white = None if args.white is None else args.white == "object"
     scores = evaluate_folders(
         args.pred, args.truth, classes=names, has_background=not args.no_background, white_is_object=white

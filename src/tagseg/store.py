@@ -83,6 +83,7 @@ class Run:
     stopping: Callable[[], bool] = lambda: False
     steps: list[Step] = field(default_factory=list)
     unsure: bool = False
+    commit: str | None = None
 
     def choice(self, value: Artifact, read: Callable[[], str], options: tuple[str, ...]) -> str:
         """A choice made from data. While planning, an unmade one is the first option; what hangs on it is "maybe"."""
@@ -135,6 +136,7 @@ class Work:
     def event(self, text: str) -> None:
         """Note an exception to "the same bytes" (a halved batch, a lowered rate) in the stage's record."""
         self.events.append(text)
+        write_atomic(self.scratch / "events.json", json.dumps(self.events).encode())
 
 
 def stage(
@@ -207,7 +209,7 @@ def _build(run: Run, step: Step, version: int, body: Callable[[Work], None]) -> 
             step.seconds = verify(step.path)["seconds"]
             return
         _open_partial(partial)
-        work = Work(run, step.stage, partial)
+        work = Work(run, step.stage, partial, events=_earlier_events(partial))
         _reset_peak()
         with _timed(partial, step):
             body(work)
@@ -260,6 +262,11 @@ def _open_partial(partial: Path) -> None:
         write_atomic(note, json.dumps(versions).encode())
 
 
+def _earlier_events(partial: Path) -> list[str]:
+    note = partial / SCRATCH / "events.json"
+    return list(json.loads(note.read_text())) if note.exists() else []
+
+
 def _commit(step: Step, version: int, partial: Path, work: Work) -> None:
     """Hash every output, write the record, rename. The scratch goes last: a kill before the rename loses nothing."""
     own = (partial / SCRATCH, partial / RECORD)
@@ -278,6 +285,7 @@ def _commit(step: Step, version: int, partial: Path, work: Work) -> None:
         "seconds": round(step.seconds, 3),
         "peak_mb": peak_mb(),
         "libraries": library_versions(),
+        "commit": work.run.commit,
         "events": work.events,
         "meta": work.meta,
     }

@@ -35,6 +35,14 @@ class Opened:
     layout: str = ""
 
 
+class TooManyBad(DataError):
+    """More files than accepted cannot be used; `bad` lists all of them."""
+
+    def __init__(self, message: str, bad: tuple[BadFile, ...]) -> None:
+        super().__init__(message)
+        self.bad = bad
+
+
 @dataclass(frozen=True)
 class Reading:
     """How to read a folder.
@@ -218,8 +226,8 @@ def _judge(root: Path, bad: list[BadFile], good: int, max_bad: float) -> None:
         return
     listed = "\n".join(f"  {file.path!r}: {file.reason}: {file.detail}" for file in bad[:_SHOWN])
     more = f"\n  ... and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
-    raise DataError(f"{root}: {len(bad)} of {good + len(bad)} images cannot be used, expected at most {max_bad:.1%} "
-                    f"(max_bad) and at least one good one; repair or remove them\n{listed}{more}")
+    raise TooManyBad(f"{root}: {len(bad)} of {good + len(bad)} images cannot be used, expected at most {max_bad:.1%} "
+                     f"(--max-bad) and at least one good one; repair or remove them\n{listed}{more}", tuple(bad))
 
 
 def _untagged(images: TaggedSet) -> list[str]:

@@ -168,7 +168,7 @@ class MaskedSet:
     def sample(self, id: str) -> MaskedSample:
         """One image with tags and mask. Errors: `DataError` that names both sizes, or the values out of range."""
         plain, mask = self.tagged.sample(id), self.mask(id)
-        _check_size(id, mask.shape, plain.image.shape[1:])
+        check_size(id, mask.shape, plain.image.shape[1:])
         return MaskedSample(id, plain.image, plain.tags, mask)
 
     def mask(self, id: str) -> UInt8[np.ndarray, "h w"]:
@@ -234,7 +234,8 @@ def _check_ids(name: str, ids: tuple[str, ...]) -> None:
             raise DataError(f"set {name!r}: found id {after!r} {what}, expected different ids in sorted order")
 
 
-def _check_size(id: str, mask: tuple[int, ...], image: tuple[int, ...]) -> None:
+def check_size(id: str, mask: tuple[int, ...], image: tuple[int, ...]) -> None:
+    """Raise `DataError` that names both sizes where a mask (H,W) does not fit its image (H,W)."""
     if mask == image:
         return
     turned = mask == image[::-1]

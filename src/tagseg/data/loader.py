@@ -146,6 +146,12 @@ class Draws:
             batch["labels"] = torch.from_numpy(np.stack([mask for _, mask in drawn if mask is not None]))
         return batch
 
+    def names(self, step: int) -> list[str]:
+        """The ids of a step's batch."""
+        return [
+            self.ids[index] for index, _ in members(lined_up(self.tags, self.positives), self.batch, self.seed, step)
+        ]
+
     def _draw(self, index: int, number: int) -> tuple[U8, U8 | None]:
         sample = self.ids[index]
         labels = None if self.labels is None else self.labels(sample)

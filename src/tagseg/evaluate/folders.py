@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ def _masks(folder: Path) -> dict[str, Path]:
         others = sorted({p.suffix.lower() or "no suffix" for p in files})
         raise DataError(f"{folder}: found no PNG file ({len(files)} of other kinds: {_listed(others) or 'none'}); "
                         "expected masks as palette or grey PNG with class indices")
-    by_id = {p.relative_to(folder).with_suffix("").as_posix(): p for p in masks}
+    by_id = {unicodedata.normalize("NFC", p.relative_to(folder).with_suffix("").as_posix()): p for p in masks}
     if len(by_id) < len(masks):
         raise DataError(f"{folder}: found {len(masks)} masks for {len(by_id)} names; expected one file for each "
                         "(names that differ only in .png and .PNG clash)")

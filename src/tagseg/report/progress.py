@@ -20,9 +20,15 @@ class Lines:
     _began: float = 0.0
     _first: int = 0
     _said: float = 0.0
+    _waiting: tuple[str, str] = ("", "")
 
     def __call__(self, stage: str, done: int, total: int, note: str) -> None:
         now = time.monotonic()
+        if total == 0:  # waiting for something: said once
+            if (stage, note) != self._waiting:
+                self._waiting = (stage, note)
+                print(f"{stage:32s} {note}", file=self.stream, flush=True)
+            return
         if stage != self._stage or (done <= self._first and done < total):
             self._stage, self._began, self._first, self._said = stage, now, max(done - 1, 0), 0.0
         live = self.stream.isatty()

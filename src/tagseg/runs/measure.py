@@ -8,6 +8,7 @@ from typing import Any
 from tagseg.artifacts import LabelSet, MapSet
 from tagseg.data.index import MaskedSet, TaggedSet
 from tagseg.evaluate import measure
+from tagseg.evaluate.thresholds import flat_within
 from tagseg.methods.protocol import Fitted
 from tagseg.refine.threshold import Fixed, fixed
 from tagseg.runs.setup import Prepared
@@ -66,7 +67,11 @@ def _train_numbers(run: Run, prepared: Prepared, fitted: Fitted, auto: float, ou
     out.curves["pseudo"] = _pseudo_curve(run, prepared, fitted, truth, auto)
     best = out.curves["pseudo"]["oracle"]
     document = _refined(run, prepared, fitted, truth, best)
-    out.scores["pseudo"]["oracle"] = measure.entry(document, document["images"], best)
+    oracle = measure.entry(document, document["images"], best)
+    if oracle["miou"] < out.scores["pseudo"]["auto"]["miou"]:  # the curve is drawn on a part of the images
+        oracle = out.scores["pseudo"]["auto"]
+        out.curves["pseudo"]["oracle"] = auto
+    out.scores["pseudo"]["oracle"] = oracle
     if prepared.request.k_masks:
         _k_point(run, prepared, fitted, truth, out)
 
@@ -104,6 +109,7 @@ def _pseudo_curve(run: Run, prepared: Prepared, fitted: Fitted, truth: MaskedSet
         "auto": auto,
         "oracle": thresholds[best],
         "images": len(part),
+        "flat": list(flat_within(thresholds, miou)),
         "note": f"refined labels at {len(thresholds)} thresholds, on {len(part)} of {len(truth)} images",
     }
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from tagseg.data.folder import Reading, open_images
 from tagseg.data.index import TaggedSet
 from tagseg.report import pictures
 from tagseg.runs.run import Progress, table
-from tagseg.runs.setup import check_outside, choose_device, choose_precision
+from tagseg.runs.setup import check_outside, choose_device, choose_precision, own_folder
 from tagseg.store import RECORD, Run, verify, write_atomic
-from tagseg.types import U8, DataError, Labels, UsageError
+from tagseg.types import U8, DataError, IntegrityError, Labels, UsageError
 
 KINDS = ("mask", "overlay", "confidence")
+MARKER = ".tagseg-masks"
 
 
 @dataclass(frozen=True)
@@ -37,20 +39,26 @@ class Trained:
 
 def trained(run_folder: Path, device: str = "auto", precision: str = "auto") -> Trained:
     """Read a run folder; the model's bytes are checked against their record."""
-    import json
-
     place = Path(run_folder)
     if not (place / "weights" / RECORD).is_file():
         raise UsageError(
             f"{place}: holds no trained model (weights/{RECORD}); give the --out folder of a finished `tagseg run`"
         )
-    scores = json.loads((place / "scores.json").read_text())
-    method = methods.get(scores["method"])
+    method = methods.get(_method(place))
     cfg = config.load(method.Config(), place / "config.yaml")
     chosen = choose_device(device)
     cfg = config.assign(cfg, {"device": chosen, "precision": choose_precision(precision, chosen)})
     model = Weights(verify(place / "weights")["key"], place / "weights")
     return Trained(method, cfg, model, tuple(model.meta["classes"]), bool(model.meta["has_background"]))
+
+
+def _method(place: Path) -> str:
+    try:
+        return str(json.loads((place / "environment.json").read_text())["method"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(
+            f"{place / 'environment.json'}: does not say which method this run is of ({error})"
+        ) from error
 
 
 def predict(
@@ -64,6 +72,7 @@ def predict(
     workers: int = 2,
     reading: Reading | None = None,
     progress: Progress = lambda stage, done, total, note: None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Predict every image of a folder into `out`: ID.png (palette indices at the original size), bad files listed."""
     unknown = [k for k in save if k not in KINDS]
@@ -73,11 +82,13 @@ def predict(
     known = trained(run_folder, device)
     opened = open_images(images, known.classes, reading)
     cfg = _post(known.cfg) if post else known.cfg
-    out.mkdir(parents=True, exist_ok=True)
-    work = Run(out / ".tagseg-cache", workers=workers, progress=progress)
+    own_folder(out, MARKER)
+    work = Run(out / ".tagseg-cache", workers=workers, progress=progress, stopping=stopping)
     labels = known.method.predict(work, known.model, opened.images, cfg)
+    _clear(out)
     for found in labels:
         _save(out, found, opened.images, save)
+    write_atomic(out / MARKER, "\n".join(labels.ids).encode("utf-8", "surrogateescape"))
     write_atomic(out / "bad_files.csv", table([("file", "reason", "detail"), *opened.bad]))
     write_atomic(out / "classes.txt", "\n".join(known.classes).encode() + b"\n")
     return {
@@ -87,6 +98,14 @@ def predict(
         "saved": list(save),
         "classes": list(known.classes),
     }
+
+
+def _clear(out: Path) -> None:
+    """Take away what an earlier prediction wrote here: the marker lists its ids."""
+    for sample in (out / MARKER).read_bytes().decode("utf-8", "surrogateescape").split("\n"):
+        for folder in (out, out / "confidence", out / "overlays"):
+            if sample:
+                (folder / f"{sample}.png").unlink(missing_ok=True)
 
 
 def _post(cfg: Any) -> Any:

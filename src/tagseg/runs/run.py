@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import shutil
@@ -17,6 +18,7 @@ import yaml
 from tagseg import cache, config
 from tagseg._version import VERSION
 from tagseg.artifacts import png
+from tagseg.data.folder import TooManyBad
 from tagseg.data.images import mask_reads, reset_mask_reads
 from tagseg.methods.protocol import Fitted
 from tagseg.report import page
@@ -24,21 +26,23 @@ from tagseg.runs import setup
 from tagseg.runs.gallery import gallery
 from tagseg.runs.measure import Measured, Predicted, measured, predict_all
 from tagseg.runs.setup import Prepared, Request, prepare
-from tagseg.store import RECORD, Run, Step, forget, library_versions, lock, verify, write_atomic
+from tagseg.store import RECORD, Artifact, Run, Step, forget, library_versions, lock, verify, write_atomic
 from tagseg.types import IntegrityError
 
 Progress = Callable[[str, int, int, str], None]
+MARKER = ".tagseg-run"
 
 
 def plan(request: Request) -> tuple[list[Step], Prepared]:
-    """Every stage of the fit with its state, in order, and what was understood of the data; nothing is run."""
+    """Every stage of fit and prediction with its state, and what was understood of the data; nothing is run."""
     prepared = prepare(request)
     return _planned(prepared), prepared
 
 
 def _planned(prepared: Prepared) -> list[Step]:
     planning = Run(prepared.cache, planning=True)
-    prepared.method.fit(planning, prepared.inputs, prepared.cfg)
+    fitted = prepared.method.fit(planning, prepared.inputs, prepared.cfg)
+    predict_all(planning, prepared, fitted)
     return planning.steps
 
 
@@ -50,26 +54,37 @@ def run(
     """Do everything, going on where an earlier try stopped; returns the document of report.json."""
     out = request.out
     setup.check_outside(request.data, out)
-    out.mkdir(parents=True, exist_ok=True)
+    setup.own_folder(out, MARKER)
     with lock(out / ".lock", wait=False):
-        prepared = prepare(request)
-        _write_asked(out, prepared)
+        prepared = _prepared(out, request)
         steps = _planned(prepared)
+        _write_asked(out, prepared, steps)
         cache.register(prepared.cache, out, [s.path for s in steps])
         logged = Logged(out / "log.jsonl", progress)
-        work = Run(prepared.cache, workers=request.workers, progress=logged, stopping=stopping)
+        commit = setup.commit()
+        work = Run(prepared.cache, request.workers, progress=logged, stopping=stopping, commit=commit)
         fitted, reads = fit_without_truth(work, prepared)
         fit_steps = len(work.steps)
         predicted = predict_all(work, prepared, fitted)
         predict_steps = len(work.steps)
+        _write_model(out, prepared, predicted, fitted)
         numbers = measured(work, prepared, fitted, predicted)
         pictures = gallery(work, prepared, fitted, predicted, numbers.per_image, out)
         cache.register(prepared.cache, out, [s.path for s in work.steps])
         parts = ["fit"] * fit_steps + ["predict"] * (predict_steps - fit_steps)
         lineage = _lineage(work.steps, parts + ["evaluate"] * (len(work.steps) - len(parts)))
         document = _document(prepared, fitted, numbers, lineage, reads, pictures)
-        _write_results(out, document, predicted, fitted)
-        return document
+        _write_results(out, {**document, "commit": commit})
+        return {**document, "commit": commit}
+
+
+def _prepared(out: Path, request: Request) -> Prepared:
+    """`prepare`; a set that is refused for its bad files leaves the whole list of them."""
+    try:
+        return prepare(request)
+    except TooManyBad as refused:
+        write_atomic(out / "bad_files.csv", table([("file", "reason", "detail"), *refused.bad]))
+        raise
 
 
 @dataclass
@@ -82,7 +97,7 @@ class Logged:
 
     def __call__(self, stage: str, done: int, total: int, note: str) -> None:
         self.progress(stage, done, total, note)
-        if stage != self._stage or done >= total:
+        if stage != self._stage or done >= total > 0:
             line = {"time": round(time.time(), 3), "stage": stage, "done": done, "total": total, "note": note}
             with open(self.file, "a") as handle:
                 handle.write(json.dumps(line) + "\n")
@@ -102,20 +117,11 @@ def fit_without_truth(work: Run, prepared: Prepared) -> tuple[Fitted, int]:
     return fitted, len(reads)
 
 
-def _write_asked(out: Path, prepared: Prepared) -> None:
-    write_atomic(out / "config.yaml", yaml.safe_dump(config.canonical(prepared.cfg), sort_keys=False).encode())
-    environment = {
-        "version": VERSION,
-        "commit": setup.commit(),
-        "command": prepared.request.command,
-        "device": setup.device_text(prepared.device, prepared.precision),
-        "libraries": library_versions(),
-    }
-    write_atomic(out / "environment.json", json.dumps(environment, indent=1).encode())
+def _write_asked(out: Path, prepared: Prepared, steps: list[Step]) -> None:
     bad = [*prepared.opened.bad, *(prepared.val.bad if prepared.val else ())]
     write_atomic(out / "bad_files.csv", table([("file", "reason", "detail"), *bad]))
-    steps = [{"stage": s.stage, "key": s.key, "state": s.state, "inputs": s.inputs} for s in _planned(prepared)]
-    write_atomic(out / "plan.json", json.dumps(steps, indent=1).encode())
+    rows = [{"stage": s.stage, "key": s.key, "state": s.state, "inputs": s.inputs} for s in steps]
+    write_atomic(out / "plan.json", json.dumps(rows, indent=1).encode())
 
 
 def table(rows: list[Any]) -> bytes:
@@ -142,6 +148,7 @@ def _lineage(steps: list[Step], parts: list[str]) -> list[dict[str, Any]]:
                 "peak_mb": record["peak_mb"],
                 "inputs": step.inputs,
                 "events": record["events"],
+                "commit": record.get("commit"),
             },
         )
     return list(seen.values())
@@ -173,8 +180,7 @@ def _document(
         "budget": request.budget,
         "backbone": prepared.backbone,
         "version": VERSION,
-        "commit": setup.commit(),
-        "config": fitted.model.key[:16],
+        "config": config_hash(prepared.cfg),
         "command": request.command,
         "classes": list(tagged.classes),
         "has_background": tagged.has_background,
@@ -199,6 +205,11 @@ def _document(
     }
 
 
+def config_hash(cfg: Any) -> str:
+    """The first digits of the sha256 of every keyed setting."""
+    return hashlib.sha256(json.dumps(config.canonical(cfg), sort_keys=True).encode()).hexdigest()[:16]
+
+
 def _histories(lineage: list[dict[str, Any]], cache_folder: Path) -> dict[str, Any]:
     files = {s["stage"]: cache_folder / f"{s['stage']}-{s['key'][:24]}" / "history.json" for s in lineage}
     return {stage: json.loads(file.read_text()) for stage, file in files.items() if file.exists()}
@@ -209,6 +220,7 @@ def scores_document(document: dict[str, Any]) -> dict[str, Any]:
     head = {n: document[n] for n in ("method", "data", "budget", "backbone", "version", "commit", "config")}
     return {
         **head,
+        "command": document["command"],
         "random_seed": document["seed"],
         "ledger": document["supervision"],
         "masks_read_by_fit": document["masks_read_by_fit"],
@@ -218,10 +230,28 @@ def scores_document(document: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _write_results(out: Path, document: dict[str, Any], predicted: Predicted, fitted: Fitted) -> None:
+def _write_model(out: Path, prepared: Prepared, predicted: Predicted, fitted: Fitted) -> None:
+    """Model, config and masks, before anything is measured; what an earlier run left in this folder goes first."""
+    for name in ("scores.json", "report.json", "report.html", "metrics.csv", "per_class.csv"):
+        (out / name).unlink(missing_ok=True)
+    for folder in ("masks", "gallery"):
+        shutil.rmtree(out / folder, ignore_errors=True)
+    _copy(fitted.model, out / "weights")
+    write_atomic(out / "config.yaml", yaml.safe_dump(config.canonical(prepared.cfg), sort_keys=False).encode())
+    environment = {
+        "method": prepared.request.method,
+        "version": VERSION,
+        "commit": setup.commit(),
+        "command": prepared.request.command,
+        "device": setup.device_text(prepared.device, prepared.precision),
+        "libraries": library_versions(),
+    }
+    write_atomic(out / "environment.json", json.dumps(environment, indent=1).encode())
     for labels in predicted.val:
         write_atomic(out / "masks" / f"{labels.id}.png", png(labels.pixels, palette=True))
-    _copy(fitted.model.path, out / "weights")
+
+
+def _write_results(out: Path, document: dict[str, Any]) -> None:
     per_class = [("entry", "point", "class", "iou")] + [
         (entry, point, name, iou)
         for entry, points in document["scores"].items()
@@ -240,11 +270,11 @@ def _write_results(out: Path, document: dict[str, Any], predicted: Predicted, fi
     page.write(out)
 
 
-def _copy(artifact: Path, place: Path) -> None:
+def _copy(artifact: Artifact, place: Path) -> None:
     """The final model travels with the run: the same files, the record last."""
-    if (place / RECORD).exists() and (place / RECORD).read_bytes() == (artifact / RECORD).read_bytes():
+    if (place / RECORD).exists() and (place / RECORD).read_bytes() == (artifact.path / RECORD).read_bytes():
         return
     forget(place)
     shutil.rmtree(place, ignore_errors=True)
-    for file in sorted(artifact.iterdir(), key=lambda f: f.name == RECORD):
-        write_atomic(place / file.name, file.read_bytes())
+    for name in (*artifact.record["outputs"], RECORD):
+        write_atomic(place / name, (artifact.path / name).read_bytes())

@@ -13,9 +13,10 @@ from typing import Any
 
 from tagseg import config, methods
 from tagseg.data.folder import Opened, Reading, open_set
-from tagseg.data.index import MaskedSet, TaggedSet
+from tagseg.data.index import MaskedSet, TaggedSet, check_size
 from tagseg.data.weights import Pretrained, find
 from tagseg.methods.protocol import Inputs
+from tagseg.store import write_atomic
 from tagseg.training.schedule import recipe_values
 from tagseg.types import DataError, EnvironmentFault, UsageError
 
@@ -79,6 +80,9 @@ def cache_folder(request: Request) -> Path:
 def prepare(request: Request) -> Prepared:
     """Open and check everything that can be wrong before the first second of work."""
     method = methods.get(request.method)
+    check_numbers(request)
+    check_outside(request.data, request.out)
+    check_outside(request.data, cache_folder(request), "the cache (--cache, TAGSEG_CACHE)")
     device = choose_device(request.device)
     precision = choose_precision(request.precision, device)
     backbone = request.backbone if request.backbone != "auto" else "small" if _generated(request) else "mobilenet_v2"
@@ -92,17 +96,66 @@ def prepare(request: Request) -> Prepared:
     known = set(opened.truth.ids) if opened.truth else set()
     with_truth = [i for i in tagged.ids if i in known]
     truth = opened.truth.select(with_truth) if opened.truth and with_truth else None
+    check_truth(truth)
+    check_truth(val.truth if val else None)
     inputs = Inputs(tagged, find(request.weights, expected=backbone))
     warnings = (*opened.warnings, *(val.warnings if val else ()), *shared_images(tagged, val.images if val else None))
     return Prepared(request, method, cfg, inputs, truth, val, opened, device, precision, backbone, warnings)
 
 
-def check_outside(data: str | Path, out: Path) -> None:
+def check_numbers(request: Request) -> None:
+    """Numbers that no stage would refuse before work was done."""
+    limit = request.reading.limit
+    for name, value, least in (
+        ("--workers", request.workers, 1),
+        ("--seed", request.seed, 0),
+        ("--k-masks", request.k_masks, 0),
+        ("--limit", 1 if limit is None else limit, 1),
+    ):
+        if value < least:
+            raise UsageError(f"{name} {value}: expected {least} or more")
+
+
+def check_outside(data: str | Path, place: Path, what: str = "--out") -> None:
     """Nothing is written into the data: masks there would take the place of its own, or be read as images next time."""
     if str(data).startswith("scenes:"):
         return
-    if out.resolve().is_relative_to(Path(data).expanduser().resolve()):
-        raise UsageError(f"--out {out}: found it inside the data folder {data}, expected a place outside: name another")
+    folder = Path(data).expanduser().resolve()
+    folder = folder.parent if folder.name == "images" else folder  # the rest of the layout lies beside images/
+    if place.resolve().is_relative_to(folder):
+        raise UsageError(f"{what} {place}: found it inside the data folder {folder}, expected a place outside")
+
+
+def own_folder(out: Path, marker: str) -> None:
+    """Take a folder for results: new, empty, or one that was taken before. Other people's files are never replaced."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out}: found a file, expected a folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / marker).exists():
+        raise UsageError(
+            f"--out {out}: found files that are not a result of this command (no {marker} among them), "
+            "expected a new or empty folder: name another"
+        )
+    if not (out / marker).exists():
+        write_atomic(out / marker, b"")
+
+
+def check_truth(truth: MaskedSet | None) -> None:
+    """Look at every true mask now: a wrong one must not be found after hours of work. Nothing of it is kept."""
+    if truth is None:
+        return
+    wrong = []
+    for sample in truth.ids:
+        try:
+            check_size(sample, truth.mask(sample).shape, truth.tagged.source.size(sample))
+        except DataError as error:
+            wrong.append(str(error))
+    if wrong:
+        listed = "\n".join(f"  {text}" for text in wrong[:5])
+        more = f"\n  ... and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise DataError(
+            f"{truth.name}: {len(wrong)} of {len(truth)} masks cannot be used as truth; repair or remove "
+            f"them (they serve evaluation only)\n{listed}{more}"
+        )
 
 
 def apart(opened: Opened, val: Opened) -> Opened:

@@ -46,20 +46,10 @@ class Segment:
             "stride": 8,
             "schedule": Schedule(epochs=6, min_images=1000, max_images=2400, batch=32),
         },
-        # DeepLab as LPCAM trains it: crop 321, 20k iterations, batch 5, SGD 2.5e-4 with head x10, decay 5e-4
+        # DeepLab as LPCAM trains it: crop 321, 20k iterations of batch 5; rates follow the backbone
         "paper": {
             "augment": Augment(size=321, scale=(0.5, 1.5)),
-            "schedule": Schedule(
-                epochs=10**6,
-                min_images=0,
-                max_images=100_000,
-                batch=5,
-                optimiser="sgd",
-                lr=2.5e-4,
-                head_lr=2.5e-3,
-                weight_decay=5e-4,
-                warmup=0.0,
-            ),
+            "schedule": Schedule(epochs=10**6, min_images=0, max_images=100_000, batch=5, warmup=0.0),
         },
     }
 
@@ -124,6 +114,7 @@ def segmenter(work: Work, tagged: TaggedSet, labels: LabelSet, pretrained: Pretr
             int(cfg.seed),
             cfg.device,
             cfg.precision,
+            draws.names,
         )
         fit(work, task, cfg.schedule)
     write_weights(

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -46,15 +46,16 @@ class Task:
     seed: int
     device: str
     precision: str
-    names: list[list[str]] = field(default_factory=list)
+    names: Callable[[int], list[str]] = lambda step: []
 
 
 def fit(work: Work, task: Task, schedule: Schedule) -> None:
     """Train to the last step, going on from the newest checkpoint; writes `history.json` ([step, loss, rate], ...)."""
     keep_freed()
     task.model.to(task.device).train()
-    _optimiser_to(task.optimiser, task.device)
     state = checkpoint.restore(work.scratch, task.model, task.optimiser)
+    if state.step == 0:  # something to go back to, should the first losses be no numbers
+        checkpoint.write(work.scratch, task.model, task.optimiser, state)
     work.resumed_at, saved, skipped, split = state.step, time.monotonic(), 0, 1
     while state.step < task.steps:
         loss, split = _step(work, task, schedule, state, split)
@@ -153,16 +154,12 @@ def _not_finite(work: Work, task: Task, state: State, skipped: int) -> tuple[Sta
     if state.rate < 1.0:
         raise IntegrityError(
             f"{work.stage}: the loss is not a number at step {state.step}, also at half the learning rate; "
-            "look at the images of this step, or lower schedule.lr"
+            f"lower schedule.lr, or look at its images: {', '.join(task.names(state.step)) or 'not named'}"
         )
     failed = state.step
     state = checkpoint.restore(work.scratch, task.model, task.optimiser)
-    if state.step == 0:
-        raise IntegrityError(
-            f"{work.stage}: the loss is not a number at step {failed} and no checkpoint came before it; "
-            "lower schedule.lr"
-        )
     state.rate = 0.5
+    checkpoint.write(work.scratch, task.model, task.optimiser, state)
     work.event(f"step {failed}: {SKIPS} losses in a row were not numbers; back to step {state.step} at half the rate")
     return state, 0
 
@@ -172,11 +169,6 @@ def precision(device: str, name: str) -> Iterator[None]:
     """Autocast to bfloat16 where asked for; fp32 otherwise."""
     with torch.autocast(device.split(":")[0], dtype=torch.bfloat16, enabled=name == "bf16"):
         yield
-
-
-def _optimiser_to(optimiser: torch.optim.Optimizer, device: str) -> None:
-    for entry in optimiser.state.values():
-        entry.update({n: t.to(device) for n, t in entry.items() if isinstance(t, Tensor) and n != "step"})
 
 
 __all__ = ["Batch", "Interrupted", "Objective", "Task", "fit", "precision"]
