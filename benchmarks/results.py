@@ -132,7 +132,7 @@ def main(words: list[str]) -> None:
     text = (
         "# Results\n\nBuilt by `make results` from the rows beside this page (one JSON line for each finished run: "
         "scores, config hash, commit, command, cost). mIoU in percent, threshold in brackets; `seed` and `pseudo` on "
-        "training images with given tags, `val` and `val_post` without tags. `oracle` thresholds are for the report only; "
+        "training images with given tags, `val` and `val_post` without tags. `oracle` thresholds only for the report; "
         "`seed_val` is maps on val images with their tags given, not a result.\n\n"
     )
     pictures = sorted((RESULTS.parent / "img").glob("curves-*.png"))

@@ -49,8 +49,9 @@ def of(tiny: Any) -> dict[str, Any]:
 if __name__ == "__main__":
     import tempfile
 
-    import tiny
     import torch
+
+    import tiny
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

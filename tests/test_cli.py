@@ -19,6 +19,8 @@ import pytest
 import tiny
 from tagseg import cli
 from tagseg._version import VERSION
+from tagseg.runs.run import MARKER
+from tagseg.runs.setup import own_folder
 from tagseg.store import lock
 from tiny import Tiny
 
@@ -132,6 +134,7 @@ def test_missing_weights_without_a_network(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_a_run_folder_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own_folder(tmp_path / "run", MARKER)
     with lock(tmp_path / "run" / ".lock", wait=False):
         code, error = code_and_error(capsys, "run", *tiny.words(tmp_path / "run"))
     assert code == 4
@@ -163,8 +166,30 @@ def test_memory_that_does_not_suffice(capsys: pytest.CaptureFixture[str], monkey
         raise MemoryError
 
     monkeypatch.setattr("tagseg.runs.doctor.doctor", full)
-    assert code_and_error(capsys, "doctor") == (
-        4, "error: out of memory; lower the image size (--set segmenter.augment.size=...) or --workers\n")
+    code, error = code_and_error(capsys, "doctor")
+    assert code == 4
+    assert error.startswith("error: out of memory")
+
+
+def test_what_nobody_foresaw_is_said_without_a_traceback(capsys: pytest.CaptureFixture[str],
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(device: str) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("tagseg.runs.doctor.doctor", broken)
+    code, error = code_and_error(capsys, "doctor")
+    assert code == 1
+    assert "ZeroDivisionError" in error
+    assert "--debug" in error
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["doctor", "--debug"])
+
+
+def test_a_list_of_classes_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("evaluate", str(tmp_path), str(tmp_path), "--classes", str(tmp_path / "no.txt"))
+    code, error = code_and_error(capsys, *words)
+    assert code == 2
+    assert "no.txt" in error
 
 
 # ---- 130: Ctrl-C ----
@@ -192,7 +217,7 @@ def test_ctrl_c_stops_after_the_step_and_the_printed_command_goes_on(tmp_path: P
     assert scores["method"] == "cam"
     assert (tmp_path / "a run" / "report.html").is_file()
     listed = json.loads((tmp_path / "a run" / "plan.json").read_text())
-    assert [s["state"] for s in listed] == ["to do"] * 5  # as it was planned when it went on
+    assert [s["state"] for s in listed] == ["to do"] * 8  # as it was planned when it went on
 
 
 # ---- what is printed ----
@@ -250,7 +275,8 @@ def test_plan_lists_stages_and_their_state(trained: Tiny, tmp_path: Path, capsys
     rows = document(capsys, "plan", *words)
     assert [(r["stage"], r["state"]) for r in rows] == [
         ("localize.classify.train", "done"), ("localize.cam.maps", "done"), ("localize.operating_point.auto", "done"),
-        ("refine.crf.labels", "to do"), ("segment.train.segmenter", "to do")]
+        ("refine.crf.labels", "to do"), ("segment.train.segmenter", "to do"), ("segment.predict.labels", "to do"),
+        ("segment.predict.labels", "to do"), ("localize.cam.maps", "done")]
     assert cli.main(["plan", *words]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[3].startswith("to do  refine.crf.labels")

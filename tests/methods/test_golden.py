@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-import golden_values
 import pytest
+
+import golden_values
 
 if TYPE_CHECKING:
     from tiny import Tiny

@@ -14,11 +14,11 @@ from PIL import Image
 
 import tagseg
 import tiny
-from tagseg.artifacts import read_png
+from tagseg.artifacts import png, read_png
 from tagseg.data.folder import Reading
 from tagseg.runs import run as runs
 from tagseg.runs.predict import load, predict
-from tagseg.runs.setup import prepare
+from tagseg.runs.setup import own_folder, prepare
 from tagseg.store import lock
 from tagseg.types import DataError, EnvironmentFault, IntegrityError, Interrupted, UsageError
 from tiny import Tiny
@@ -192,10 +192,51 @@ def test_a_run_done_again_with_other_settings_predicts_by_its_new_model(tmp_path
 
 def test_a_run_folder_in_use_is_not_touched(tmp_path: Path) -> None:
     out = tmp_path / "run"
+    own_folder(out, runs.MARKER)
     with lock(out / ".lock", wait=False), pytest.raises(EnvironmentFault, match="in use by process") as caught:
         runs.run(tiny.request(out))
     assert caught.value.exit_code == 4
-    assert [p.name for p in out.iterdir()] == [".lock"]
+    assert sorted(p.name for p in out.iterdir()) == [".lock", runs.MARKER]
+
+
+def test_files_of_others_are_never_replaced(trained: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "mine.safetensors").write_bytes(b"precious")
+    photos = tiny.photos(tmp_path / "elsewhere" / "photos", count=2)
+    for attempt in (lambda: runs.run(tiny.request(tmp_path)), lambda: predict(trained.out, photos, tmp_path)):
+        with pytest.raises(UsageError, match="new or empty folder"):
+            attempt()
+    assert (tmp_path / "weights" / "mine.safetensors").read_bytes() == b"precious"
+
+
+def test_masks_beside_the_images_are_data_too(trained: Tiny, tmp_path: Path) -> None:
+    photos = tiny.photos(tmp_path / "photos", count=2)
+    with pytest.raises(UsageError, match="inside the data folder"):
+        predict(trained.out, photos / "images", photos / "masks")
+
+
+def test_a_wrong_true_mask_is_found_before_anything_is_learned(tmp_path: Path) -> None:
+    photos = tiny.photos(tmp_path / "photos", count=6)
+    (photos / "masks" / "003.png").write_bytes(png(np.zeros((3, 3), np.uint8), palette=True))
+    with pytest.raises(DataError, match=r"1 of 6 masks .*\n.*003.*3x3"):
+        runs.run(tiny.request(tmp_path / "run", data=str(photos)))
+    assert not (tmp_path / ".tagseg-cache").exists()
+
+
+def test_masks_of_an_earlier_run_in_the_folder_are_gone(tmp_path: Path) -> None:
+    photos = tiny.photos(tmp_path / "photos", masks="none", count=6)
+    runs.run(tiny.request(tmp_path / "run", data=str(photos), sets=SHORT))
+    assert len(list((tmp_path / "run" / "masks").glob("*.png"))) == 6
+    (photos / "images" / "005.png").unlink()
+    (photos / "tags.csv").write_text("\n".join((photos / "tags.csv").read_text().splitlines()[:-1]) + "\n")
+    runs.run(tiny.request(tmp_path / "run", data=str(photos), sets=SHORT))
+    assert len(list((tmp_path / "run" / "masks").glob("*.png"))) == 5
+
+
+@pytest.mark.parametrize("wrong", [{"workers": 0}, {"seed": -1}, {"k_masks": -3}])
+def test_numbers_that_no_stage_takes_are_refused_first(tmp_path: Path, wrong: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match="or more"):
+        runs.plan(tiny.request(tmp_path / "run", **wrong))
 
 
 def test_nothing_is_written_into_the_data(trained: Tiny, tmp_path: Path) -> None:

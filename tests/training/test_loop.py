@@ -89,9 +89,9 @@ def test_interrupted_it_writes_a_checkpoint_and_goes_on(tmp_path: Path, kind: st
     assert (tmp_path / "cut" / "history.json").read_bytes() == (tmp_path / "whole" / "history.json").read_bytes()
 
 
-def test_without_interruption_no_checkpoint_is_written_early(tmp_path: Path) -> None:
+def test_without_interruption_only_the_start_is_a_checkpoint(tmp_path: Path) -> None:
     fit(work_in(tmp_path), task(3), schedule(checkpoint_seconds=1e9))
-    assert not list(tmp_path.glob("half-done/checkpoint-*"))
+    assert [p.name for p in tmp_path.glob("half-done/checkpoint-*.json")] == ["checkpoint-00000000.json"]
 
 
 def test_afterwards_the_model_is_in_eval_mode_and_has_learned(tmp_path: Path) -> None:
@@ -267,9 +267,17 @@ def test_when_half_the_rate_does_not_help_it_gives_up(tmp_path: Path) -> None:
     assert caught.value.exit_code == 5
 
 
-def test_without_a_checkpoint_to_go_back_to_it_gives_up_at_once(tmp_path: Path) -> None:
-    with pytest.raises(IntegrityError, match="no checkpoint came before it"):
-        fit(work_in(tmp_path), task(batches=poisoned(1, 2, 3)), schedule(checkpoint_seconds=1e9))
+def test_the_first_losses_go_back_to_the_start_at_half_the_rate(tmp_path: Path) -> None:
+    work = work_in(tmp_path)
+    fit(work, task(batches=poisoned(1, 2, 3, times=3)), schedule(checkpoint_seconds=1e9))
+    assert work.events[-1].endswith("back to step 0 at half the rate")
+
+
+def test_giving_up_names_the_images(tmp_path: Path) -> None:
+    doomed = task(batches=poisoned(*range(1, 8)))
+    doomed.names = lambda step: [f"photo-{step}"]
+    with pytest.raises(IntegrityError, match=r"half the learning rate.*photo-\d"):
+        fit(work_in(tmp_path), doomed, schedule(checkpoint_seconds=1e9))
 
 
 def test_a_batch_without_any_labelled_pixel_has_loss_zero(tmp_path: Path) -> None:
