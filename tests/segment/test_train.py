@@ -14,7 +14,7 @@ import torch
 from tagseg.artifacts import LabelSet, write_labels
 from tagseg.nets.deeplab import DeepLabV3Plus, Segmenter
 from tagseg.segment import train
-from tagseg.segment.train import PixelLoss, Segment, make
+from tagseg.segment.train import PixelLoss, Segment, class_weights, make
 from tagseg.store import Run, Work, stage
 from tagseg.training.loop import Batch
 from tagseg.types import IGNORE, Labels
@@ -42,7 +42,7 @@ def test_an_undecided_network_loses_log_k_at_each_labelled_pixel(head: Literal["
     score = [part for part in model.head.modules() if isinstance(part, torch.nn.Conv2d)][-1]
     score = model.head.score if isinstance(model.head, DeepLabV3Plus) else score
     torch.nn.init.zeros_(score.weight)
-    loss = PixelLoss(0)
+    loss = PixelLoss(0, torch.ones(4))
     assert loss.count(batch()) == 3 * 22 * 48
     assert loss.total(model, batch()).item() == pytest.approx(loss.count(batch()) * math.log(4), rel=1e-5)
 
@@ -51,7 +51,7 @@ def test_ignored_pixels_do_not_matter() -> None:
     model, one = net(), batch()
     other = {n: t.clone() for n, t in one.items()}
     one["labels"][:, 20:], other["labels"][:, 20:] = IGNORE, IGNORE
-    loss = PixelLoss(0)
+    loss = PixelLoss(0, torch.ones(4))
     assert loss.total(model, one).item() == loss.total(model, other).item()
     part = {n: t.clone() for n, t in batch().items()}
     part["labels"][:, :20] = IGNORE
@@ -63,16 +63,17 @@ def test_labels_that_say_nothing_lose_nothing() -> None:
     empty = batch()
     empty["labels"][:] = IGNORE
     for shift in (0, 1):
-        total = PixelLoss(shift).total(net(), empty)
+        total = PixelLoss(shift, torch.ones(4)).total(net(), empty)
         total.backward()
         assert total.item() == 0.0
-        assert PixelLoss(shift).count(empty) == 0
+        assert PixelLoss(shift, torch.ones(4)).count(empty) == 0
 
 
 def test_without_a_background_class_one_is_the_first_output() -> None:
     model, shifted, plain = net(), batch(low=1), batch(low=1)
     plain["labels"] = torch.where(plain["labels"] == IGNORE, IGNORE, plain["labels"] - 1)
-    assert PixelLoss(1).total(model, shifted).item() == PixelLoss(0).total(model, plain).item()
+    with_shift, without = PixelLoss(1, torch.ones(4)), PixelLoss(0, torch.ones(4))
+    assert with_shift.total(model, shifted).item() == without.total(model, plain).item()
 
 
 def test_what_was_trained_is_remembered_and_loads(trained: Tiny) -> None:
@@ -109,3 +110,28 @@ def test_it_learns_from_whatever_labels_it_is_given(trained: Tiny, tmp_path: Pat
         out = model(model.backbone.preprocess(torch.from_numpy(image)[None].float() / 255))
     assert out.shape[1] == len(inputs.tagged.classes) + 1
     assert out.mean((0, 2, 3)).argmax() in (0, 1)  # never trained: the other classes
+
+
+class _Labels:
+    """Two label maps by id, as a `LabelSet` gives them."""
+
+    def get(self, sample: str) -> Labels:
+        pixels = np.array([[0, 0, 0, 0], [0, 0, 0, 0], [0, 2, 255, 255]], np.uint8)
+        return Labels(sample, pixels if sample == "a" else np.zeros((3, 4), np.uint8))
+
+
+def test_rare_classes_weigh_more_and_the_mean_over_pixels_is_one() -> None:
+    counts = np.array([9 + 12, 0, 1])  # background, a class that is nowhere, one pixel of class 2
+    weights = class_weights(_Labels(), ("a", "b"), 3, 0, True).numpy()  # type: ignore[arg-type]
+    assert weights[1] == 0
+    assert weights[2] / weights[0] == pytest.approx((21 / 1) ** 0.5)
+    assert (weights * counts).sum() / counts.sum() == pytest.approx(1)
+    plain = class_weights(_Labels(), ("a", "b"), 3, 0, False).numpy()  # type: ignore[arg-type]
+    assert plain.tolist() == [1, 0, 1]
+
+
+def test_weights_enter_loss_and_normaliser_alike() -> None:
+    model, one = net(), batch()
+    plain, double = PixelLoss(0, torch.ones(4)), PixelLoss(0, torch.full((4,), 2.0))
+    assert double.count(one) == 2 * plain.count(one)
+    assert double.total(model, one).item() == pytest.approx(2 * plain.total(model, one).item(), rel=1e-5)

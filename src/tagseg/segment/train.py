@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,15 +27,19 @@ from tagseg.types import IGNORE
 
 @dataclass(frozen=True)
 class Segment:
-    """`head`: "v3plus" (DeepLab v3+, fine features joined) or "largefov"; `positives`: least share of tagged draws."""
+    """`head`: "v3plus" (DeepLab v3+, fine features joined) or "largefov"; `positives`: least share of tagged draws.
+
+    `balance`: each class counts by 1/sqrt of its share of labelled pixels; without it rare classes are learned last.
+    """
 
     backbone: str = "auto"
     stride: int = 16
     head: Literal["v3plus", "largefov"] = "v3plus"
     width: int = 128
     augment: Augment = field(default_factory=lambda: Augment(scale=(0.7, 1.5)))
-    schedule: Schedule = field(default_factory=lambda: Schedule(epochs=4.0, min_images=2400, max_images=7000))
+    schedule: Schedule = field(default_factory=lambda: Schedule(4.0, min_images=2400, max_images=7000, batch=8))
     positives: float = 0.5
+    balance: bool = True
     seed: int | Auto = "auto"
     device: str = "auto"
     precision: str = "auto"
@@ -44,7 +49,7 @@ class Segment:
             "augment": Augment(size=96, colour=0.1),
             "width": 64,
             "stride": 8,
-            "schedule": Schedule(epochs=6, min_images=1000, max_images=2400, batch=32),
+            "schedule": Schedule(epochs=6, min_images=1000, max_images=2400, batch=8),
         },
         # DeepLab as LPCAM trains it: crop 321, 20k iterations of batch 5; rates follow the backbone
         "paper": {
@@ -68,12 +73,17 @@ def make(cfg: Segment, outputs: int, state: Mapping[str, Tensor] | None) -> Segm
 
 @dataclass(frozen=True)
 class PixelLoss:
-    """Cross-entropy over labelled pixels at the crop's full size; `shift` is 1 where there is no background class."""
+    """Cross-entropy over labelled pixels at the crop's full size, divided by the sum of their weights.
+
+    `shift` is 1 where there is no background class; `weights` float32 (K,) of the outputs.
+    """
 
     shift: int
+    weights: Tensor
 
     def count(self, batch: Batch) -> float:
-        return float((batch["labels"] != IGNORE).sum())
+        labels = batch["labels"].long()
+        return float(self.weights[labels[labels != IGNORE] - self.shift].sum())
 
     def total(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         assert isinstance(model, Segmenter)
@@ -82,7 +92,8 @@ class PixelLoss:
         logits = model(model.backbone.preprocess(images.float() / 255))
         full = resample(logits, stride=model.stride, offset=model.offset, in_size=size, out_size=size)
         target = torch.where(labels == IGNORE, IGNORE, labels - self.shift)
-        return F.cross_entropy(full, target, ignore_index=IGNORE, reduction="sum")  # cam Eq. 11
+        weights = self.weights.to(full)
+        return F.cross_entropy(full, target, weights, ignore_index=IGNORE, reduction="sum")  # cam Eq. 11
 
 
 @stage(Weights, version=1)
@@ -90,7 +101,9 @@ def segmenter(work: Work, tagged: TaggedSet, labels: LabelSet, pretrained: Pretr
     """Train from pretrained weights on `labels`; tags only steer how often an image is drawn."""
     torch.manual_seed(int(cfg.seed))
     shift = 0 if tagged.has_background else 1
-    model = make(cfg, len(tagged.classes) + 1 - shift, pretrained.start)
+    outputs = len(tagged.classes) + 1 - shift
+    model = make(cfg, outputs, pretrained.start)
+    weights = class_weights(labels, tagged.ids, outputs, shift, cfg.balance)
     crop = crop_shape([tagged.source.size(i) for i in tagged.ids], cfg.augment.size)
     draws = Draws(
         tagged.source,
@@ -109,7 +122,7 @@ def segmenter(work: Work, tagged: TaggedSet, labels: LabelSet, pretrained: Pretr
             model,
             rates,
             batches,
-            PixelLoss(shift),
+            PixelLoss(shift, weights),
             steps(cfg.schedule, len(tagged)),
             int(cfg.seed),
             cfg.device,
@@ -131,6 +144,16 @@ def segmenter(work: Work, tagged: TaggedSet, labels: LabelSet, pretrained: Pretr
             "has_background": tagged.has_background,
         },
     )
+
+
+def class_weights(labels: LabelSet, ids: tuple[str, ...], outputs: int, shift: int, balance: bool) -> Tensor:
+    """Weights (K,) of the outputs: 1/sqrt of the share of labelled pixels, 1 on average; 0 where a class is not."""
+    counts = np.zeros(IGNORE + 1, np.int64)
+    for sample in ids:
+        counts += np.bincount(labels.get(sample).pixels.ravel(), minlength=IGNORE + 1)
+    found = counts[shift : shift + outputs].astype(np.float64)
+    rough = np.where(found > 0, found.clip(1) ** -0.5 if balance else 1.0, 0.0)
+    return torch.tensor(rough * found.sum() / max((rough * found).sum(), 1e-12), dtype=torch.float32)
 
 
 def _pixels(labels: LabelSet, sample: str) -> Any:
