@@ -73,7 +73,17 @@ def rows() -> list[dict[str, Any]]:
 
 def markdown(found: list[dict[str, Any]]) -> str:
     """One table over all rows, newest last; what was not measured is a dash."""
-    heads = ["method", "data", "backbone", "budget", "seed", *(f"{n} {p}" for n, p in NUMBERS), "minutes", "commit"]
+    heads = [
+        "method",
+        "data",
+        "backbone",
+        "budget",
+        "seed",
+        *(f"{n} {p}" for n, p in NUMBERS),
+        "minutes",
+        "commit",
+        "note",
+    ]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for row in found:
         numbers = [_percent(row.get(n, {}).get(p)) for n, p in NUMBERS]
@@ -86,6 +96,7 @@ def markdown(found: list[dict[str, Any]]) -> str:
             *numbers,
             f"{row['cost']['seconds'] / 60:.0f}",
             row["commit"],
+            row.get("note", ""),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

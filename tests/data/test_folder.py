@@ -316,7 +316,7 @@ def test_links_in_a_circle_end(plain: Path) -> None:
 def test_an_image_folder_that_is_itself_a_link_out(plain: Path, tmp_path: Path) -> None:
     (plain / "images").rename(tmp_path / "real")
     (plain / "images").symlink_to(tmp_path / "real")
-    with pytest.raises(DataError, match="follow_links"):
+    with pytest.raises(DataError, match="--follow-links"):
         open_set(plain)
     assert len(open_set(plain, None, Reading(follow_links=True)).images) == 4
 

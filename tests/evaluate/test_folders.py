@@ -75,7 +75,7 @@ def test_black_and_white_masks_are_explained_and_read_on_demand(tmp_path: Path) 
     ones = np.array([[0, 1], [1, 1]], np.uint8)
     half = np.array([[0, 255], [0, 255]], np.uint8)
     pred, truth = save(tmp_path / "p", a=half), save(tmp_path / "t", a=ones)
-    with pytest.raises(DataError, match=r"only the values 0 and 255.*white_is_object=True") as caught:
+    with pytest.raises(DataError, match=r"only the values 0 and 255.*--white object") as caught:
         evaluate_folders(pred, truth)
     assert str(pred) in str(caught.value)
     assert str(truth) not in str(caught.value)

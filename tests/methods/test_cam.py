@@ -42,12 +42,12 @@ def outputs(steps: list[Step]) -> list[Any]:
 
 def test_the_plan_is_what_runs(trained: Tiny, tmp_path: Path) -> None:
     planned, _ = runs.plan(tiny.request(tmp_path / "elsewhere"))
-    assert [s.stage for s in planned] == FIT
+    assert [s.stage for s in planned] == [*FIT, "segment.predict.labels", "segment.predict.labels", "localize.cam.maps"]
     assert {s.state for s in planned} == {"to do"}
     assert not (tmp_path / "elsewhere").exists()
     run = trained.again()
     trained.prepared.method.fit(run, trained.prepared.inputs, trained.prepared.cfg)
-    assert [(s.stage, s.key) for s in run.steps] == [(s.stage, s.key) for s in planned]
+    assert [(s.stage, s.key) for s in run.steps] == [(s.stage, s.key) for s in planned[:5]]
 
 
 def test_a_second_run_does_nothing(trained: Tiny) -> None:

@@ -36,7 +36,7 @@ def test_logits_lie_on_the_grid_that_the_segmenter_states(name: str, stride: int
 
 @pytest.mark.parametrize("kind", ["fov", "plus"])
 def test_an_image_gets_the_same_logits_alone_and_in_a_batch_and_in_train_mode(kind: str) -> None:
-    model = segmenter(kind)
+    model = segmenter(kind, "mobilenet_v2")  # its batch norm is fixed; the small network's learns
     x = torch.randn(3, 3, 64, 48)
     with torch.no_grad():
         together = model.train()(x)

@@ -215,12 +215,26 @@ def test_masks_beside_the_images_are_data_too(trained: Tiny, tmp_path: Path) -> 
         predict(trained.out, photos / "images", photos / "masks")
 
 
-def test_a_wrong_true_mask_is_found_before_anything_is_learned(tmp_path: Path) -> None:
+def test_a_wrong_true_mask_is_found_first_and_stops_nothing(tmp_path: Path) -> None:
     photos = tiny.photos(tmp_path / "photos", count=6)
     (photos / "masks" / "003.png").write_bytes(png(np.zeros((3, 3), np.uint8), palette=True))
-    with pytest.raises(DataError, match=r"1 of 6 masks .*\n.*003.*3x3"):
-        runs.run(tiny.request(tmp_path / "run", data=str(photos)))
-    assert not (tmp_path / ".tagseg-cache").exists()
+    strict = prepare(tiny.request(tmp_path / "run", data=str(photos)))
+    assert strict.truth is None  # one of six is more than one percent: these masks are not what they are taken for
+    assert "nothing is scored" in strict.warnings[-1]
+    assert "3x3" in strict.bad_files[-1].detail
+    lenient = prepare(tiny.request(tmp_path / "run", data=str(photos), reading=Reading(max_bad=0.5)))
+    assert lenient.truth is not None
+    assert "003" not in lenient.truth.ids
+    assert len(lenient.truth) == 5
+
+
+def test_a_run_on_poisoned_masks_ends_without_numbers(tmp_path: Path) -> None:
+    photos = tiny.photos(tmp_path / "photos", masks="garbage", count=6)
+    document = runs.run(tiny.request(tmp_path / "run", data=str(photos), sets=SHORT))
+    assert document["masks_read_by_fit"] == 0
+    assert document["scores"] == {}
+    assert "bad_files.csv" in document["missing"]["pseudo"]
+    assert len((tmp_path / "run" / "bad_files.csv").read_text().splitlines()) == 7
 
 
 def test_masks_of_an_earlier_run_in_the_folder_are_gone(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def gallery(
     for number, (sample, group) in enumerate(rows):
         photo = opened.images.source.read(sample).transpose(1, 2, 0)
         found = maps.get(sample)
-        true = _truth(opened.truth, sample)
+        true = _truth(prepared.val.truth if prepared.val else prepared.truth, sample)
         panels = {
             "photo": photo,
             "truth": None if true is None else pictures.overlay(photo, true),

@@ -47,17 +47,22 @@ def measured(run: Run, prepared: Prepared, fitted: Fitted, predicted: Predicted)
     if prepared.val is None:
         out.missing |= dict.fromkeys(("val", "val_post"), "no --val split was named")
     elif truth is None:
-        out.missing |= dict.fromkeys(("val", "val_post"), f"the images of {prepared.val.images.name!r} have no masks")
+        out.missing |= dict.fromkeys(("val", "val_post"), _why(prepared, f"the images of {prepared.val.images.name!r}"))
     else:
         _val_numbers(run, predicted, truth, auto, out)
     return out
+
+
+def _why(prepared: Prepared, images: str) -> str:
+    """Why there is no truth: there never was any, or it cannot be used."""
+    return f"{images} have no masks" + (" that can serve as truth, see bad_files.csv" if prepared.bad_masks else "")
 
 
 def _train_numbers(run: Run, prepared: Prepared, fitted: Fitted, auto: float, out: Measured) -> None:
     """`seed`: maps on training images; `pseudo`: refined labels on them, tags known."""
     truth = prepared.truth
     if truth is None:
-        out.missing |= dict.fromkeys(("seed", "pseudo"), "the training images have no masks")
+        out.missing |= dict.fromkeys(("seed", "pseudo"), _why(prepared, "the training images"))
         return
     out.curves["seed"], out.scores["seed"] = curve(run, fitted.maps, truth, auto)
     document = measure.labels(run, fitted.labels, truth, measure.MeasureLabels()).read()

@@ -118,8 +118,7 @@ def fit_without_truth(work: Run, prepared: Prepared) -> tuple[Fitted, int]:
 
 
 def _write_asked(out: Path, prepared: Prepared, steps: list[Step]) -> None:
-    bad = [*prepared.opened.bad, *(prepared.val.bad if prepared.val else ())]
-    write_atomic(out / "bad_files.csv", table([("file", "reason", "detail"), *bad]))
+    write_atomic(out / "bad_files.csv", table([("file", "reason", "detail"), *prepared.bad_files]))
     rows = [{"stage": s.stage, "key": s.key, "state": s.state, "inputs": s.inputs} for s in steps]
     write_atomic(out / "plan.json", json.dumps(rows, indent=1).encode())
 
@@ -195,7 +194,7 @@ def _document(
         "histories": _histories(lineage, prepared.cache),
         "lineage": lineage,
         "warnings": list(prepared.warnings),
-        "bad_files": len(prepared.opened.bad) + (len(prepared.val.bad) if prepared.val else 0),
+        "bad_files": len(prepared.bad_files),
         "tags": {
             "images": len(tagged),
             "negatives": int((~tagged.tags.any(1)).sum()),

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from tagseg import config, methods
+from tagseg.data.files import BadFile
 from tagseg.data.folder import Opened, Reading, open_set
 from tagseg.data.index import MaskedSet, TaggedSet, check_size
 from tagseg.data.weights import Pretrained, find
@@ -63,6 +64,12 @@ class Prepared:
     precision: str
     backbone: str
     warnings: tuple[str, ...]
+    bad_masks: tuple[BadFile, ...] = ()
+
+    @property
+    def bad_files(self) -> tuple[BadFile, ...]:
+        """Everything that was left out: images that cannot be used, and masks that cannot serve as truth."""
+        return (*self.opened.bad, *(self.val.bad if self.val else ()), *self.bad_masks)
 
     @property
     def cache(self) -> Path:
@@ -96,11 +103,19 @@ def prepare(request: Request) -> Prepared:
     known = set(opened.truth.ids) if opened.truth else set()
     with_truth = [i for i in tagged.ids if i in known]
     truth = opened.truth.select(with_truth) if opened.truth and with_truth else None
-    check_truth(truth)
-    check_truth(val.truth if val else None)
+    truth, bad = usable(truth, request.reading.max_bad)
+    val_truth, val_bad = usable(val.truth if val else None, request.reading.max_bad)
+    val = replace(val, truth=val_truth) if val else None
     inputs = Inputs(tagged, find(request.weights, expected=backbone))
-    warnings = (*opened.warnings, *(val.warnings if val else ()), *shared_images(tagged, val.images if val else None))
-    return Prepared(request, method, cfg, inputs, truth, val, opened, device, precision, backbone, warnings)
+    warnings = (
+        *opened.warnings,
+        *(val.warnings if val else ()),
+        *shared_images(tagged, val.images if val else None),
+        *mask_warnings(truth, bad, "training"),
+        *mask_warnings(val_truth, val_bad, "val"),
+    )
+    masks = (*bad, *val_bad)
+    return Prepared(request, method, cfg, inputs, truth, val, opened, device, precision, backbone, warnings, masks)
 
 
 def check_numbers(request: Request) -> None:
@@ -139,23 +154,34 @@ def own_folder(out: Path, marker: str) -> None:
         write_atomic(out / marker, b"")
 
 
-def check_truth(truth: MaskedSet | None) -> None:
-    """Look at every true mask now: a wrong one must not be found after hours of work. Nothing of it is kept."""
+def usable(truth: MaskedSet | None, max_bad: float) -> tuple[MaskedSet | None, tuple[BadFile, ...]]:
+    """The part of the truth that can be scored on, looked at now and not after hours of work, and what is wrong.
+
+    The fit sees no mask, so a wrong one stops nothing; above `max_bad` there are no numbers at all, for then the masks
+    are not what they are taken for.
+    """
     if truth is None:
-        return
-    wrong = []
+        return None, ()
+    bad = []
     for sample in truth.ids:
         try:
             check_size(sample, truth.mask(sample).shape, truth.tagged.source.size(sample))
         except DataError as error:
-            wrong.append(str(error))
-    if wrong:
-        listed = "\n".join(f"  {text}" for text in wrong[:5])
-        more = f"\n  ... and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise DataError(
-            f"{truth.name}: {len(wrong)} of {len(truth)} masks cannot be used as truth; repair or remove "
-            f"them (they serve evaluation only)\n{listed}{more}"
-        )
+            bad.append(BadFile(f"masks: {sample}", "no-truth", str(error)))
+    wrong = {row.path.removeprefix("masks: ") for row in bad}
+    if not bad:
+        return truth, ()
+    if len(bad) > max_bad * len(truth):
+        return None, tuple(bad)
+    return truth.select([i for i in truth.ids if i not in wrong]), tuple(bad)
+
+
+def mask_warnings(truth: MaskedSet | None, bad: tuple[BadFile, ...], which: str) -> tuple[str, ...]:
+    """What is said of masks that cannot serve as truth."""
+    if not bad:
+        return ()
+    rest = "nothing is scored on them" if truth is None else f"scored on the other {len(truth)}"
+    return (f"{len(bad)} masks of {which} images cannot be used as truth, {rest} (bad_files.csv): {bad[0].detail}",)
 
 
 def apart(opened: Opened, val: Opened) -> Opened:
