@@ -24,9 +24,9 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Cam:
-    """`grid`: maps are stored at 1/grid of the image's sides."""
+    """`grid`: maps are stored at 1/grid of the image's sides. `views`: larger than in training, for finer cells."""
 
-    views: Views = field(default_factory=Views)
+    views: Views = field(default_factory=lambda: Views(size=384))
     grid: int = 4
     device: str = "auto"
     precision: str = "auto"

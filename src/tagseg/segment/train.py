@@ -37,7 +37,7 @@ class Segment:
     head: Literal["v3plus", "largefov"] = "v3plus"
     width: int = 128
     augment: Augment = field(default_factory=lambda: Augment(scale=(0.7, 1.5)))
-    schedule: Schedule = field(default_factory=lambda: Schedule(4.0, min_images=2400, max_images=7000, batch=8))
+    schedule: Schedule = field(default_factory=lambda: Schedule(4.0, min_images=2400, max_images=6000, batch=8))
     positives: float = 0.5
     balance: bool = True
     seed: int | Auto = "auto"
