@@ -13,7 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 
-from tagseg.ops.crf import Kernels, dense_crf, kernels, mean_field, unary_from_labels, unary_from_probabilities
+from tagseg.ops.crf import (
+    Kernels,
+    at_least,
+    dense_crf,
+    kernels,
+    mean_field,
+    unary_from_labels,
+    unary_from_probabilities,
+)
 from tagseg.ops.lattice import Lattice, filter
 from tagseg.types import DataError, UsageError
 
@@ -138,6 +146,30 @@ def test_one_call_equals_two_and_kernels_serve_again() -> None:
                     compat_bilateral=5.0, iterations=4)
     assert first.tobytes() == again.tobytes() == one.tobytes()
     assert kernels(image, sxy_gaussian=2.0).spatial is prepared.spatial  # cached for the size
+
+
+def test_a_floor_leaves_out_labels_that_are_nowhere_likely_and_only_those() -> None:
+    image, regions = maker.scene(60, 80, 2)
+    p = np.exp(-unary_from_probabilities(maker.guess(regions, 9, 1)))
+    p[[2, 5, 8]] *= 0.02
+    p /= p.sum(0)
+    p[7] *= 0.02
+    p[7, 3, 4] = 0.2  # rare, but sure enough in one pixel
+    p = (p / p.sum(0)).astype(np.float32)
+    compat = np.linspace(-6, -2, 9)
+    whole, some = (dense_crf(image, p, compat_bilateral=compat, floor=floor) for floor in (0.0, 0.05))
+    gone = [2, 5, 8]
+    assert at_least(p, 0.05).tolist() == [k for k in range(9) if k not in gone]
+    assert not some[gone].any()
+    np.testing.assert_allclose(some.sum(0), 1, atol=1e-5)
+    assert (some.argmax(0) == whole.argmax(0)).mean() > 0.999
+    assert np.abs(some - whole).max() > 1e-4  # an approximation, and it was made
+
+
+def test_a_floor_above_everything_keeps_the_best_label() -> None:
+    p = np.full((3, 4, 5), 0.3, np.float32)
+    p[1] = 0.4
+    assert dense_crf(np.zeros((4, 5, 3), np.uint8), p, floor=0.9).argmax(0).tolist() == [[1] * 5] * 4
 
 
 @pytest.mark.parametrize("k", [1, 3, 9, 16])

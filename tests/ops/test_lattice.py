@@ -84,19 +84,25 @@ def test_vertex_ids_are_shared_as_in_the_reference() -> None:
     assert len(names) == lattice.size == len(set(names.values()))
 
 
-def test_neighbours_lie_one_step_along_their_axis_and_point_back() -> None:
+def test_chains_are_all_neighbours_along_each_axis_and_no_others() -> None:
     features = np.random.default_rng(1).normal(size=(300, 3)).astype(np.float32)
     lattice = build(features)
-    m = lattice.size
-    place = np.zeros((m, 4), int)
+    place = np.zeros((lattice.size, 4), int)
     for ids, f in zip(lattice.vertices, features, strict=True):
         place[ids] = [v for v, _ in reference_simplex(f.astype(np.float64))]
+    expected = set()
     index = {tuple(p): i for i, p in enumerate(place)}
-    for axis, i in itertools.product(range(4), range(m)):
+    for axis, i in itertools.product(range(4), range(lattice.size)):
         step = np.ones(4, int)
         step[axis] = -3
-        expected = index.get(tuple(place[i] - step), m), index.get(tuple(place[i] + step), m)
-        assert tuple(lattice.neighbours[axis, i]) == expected
+        if tuple(place[i] - step) in index:
+            expected.add((axis, i, index[tuple(place[i] - step)]))
+    links = list(zip(lattice.chains[:-1].tolist(), lattice.chains[1:].tolist(), strict=True))
+    found = [(a if a >= 0 else ~a, b) for a, b in links if b >= 0]
+    assert len(found) == len(expected) == len(set(found))
+    assert set(found) == {(i, down) for _, i, down in expected}
+    axes = {(i, down): axis for axis, i, down in expected}
+    assert sorted(axes[link] for link in found) == [axes[link] for link in found]  # axis after axis
 
 
 @pytest.mark.parametrize(("d", "tolerance"), [(2, 0.04), (5, 0.06)])

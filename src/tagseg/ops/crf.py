@@ -9,23 +9,29 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Float32, Integer, UInt8
+from jaxtyping import Float32, Int64, Integer, UInt8
 
 from tagseg.ops import lattice as lattices
-from tagseg.ops.crf_update import update
+from tagseg.ops.crf_update import pack, unpack, update
+from tagseg.ops.lanes import lanes
 from tagseg.ops.lattice import Lattice
 from tagseg.types import DataError, UsageError
 
 Number = int | float
 Compatibility = int | float | np.ndarray
-_NO_LABEL = -1e4  # logit of the padding labels: its exponential is 0
+_NO_LABEL = np.float32(-1e4)  # logit of the padding labels: its exponential is 0
+_STRIP = 64  # pixels go strip by strip, so that the vertices of a neighbourhood stay in the processor's cache
 
 
 @dataclass(frozen=True, eq=False)
 class Kernels:
-    """Both pairwise kernels of one image of `size` (H, W), symmetrically normalised; good for any number of solves."""
+    """Both pairwise kernels of one image of `size` (H, W), symmetrically normalised; good for any number of solves.
+
+    `order` (H*W,): the pixels in the order of the lattices' points.
+    """
 
     size: tuple[int, int]
+    order: Int64[np.ndarray, " n"]
     spatial: Lattice
     bilateral: Lattice
 
@@ -40,10 +46,12 @@ def kernels(image: UInt8[np.ndarray, "h w 3"], *, sxy_gaussian: Number = 3.0, sx
         if not 0.0 < value < np.inf:
             raise UsageError(f"crf {name}: found {value}, expected a positive number of pixels or grey levels")
     h, w = image.shape[:2]
-    place = _positions(h, w, sxy_bilateral)
-    colour = image.reshape(h * w, 3).astype(np.float32) / np.float32(srgb)
-    bilateral = lattices.build(np.concatenate([place, colour], axis=1))
-    return Kernels((h, w), _spatial(h, w, float(sxy_gaussian)), lattices.normalised(bilateral))
+    order = _strips(h, w)
+    columns = _columns(h, w, sxy_bilateral, 5)
+    for channel in range(3):
+        np.divide(image.reshape(-1, 3)[order, channel], np.float32(srgb), out=columns[2 + channel, :h * w])
+    bilateral = lattices.normalised(lattices.build_columns(columns, h * w))
+    return Kernels((h, w), order, _spatial(h, w, float(sxy_gaussian)), bilateral)
 
 
 def mean_field(kernels: Kernels, unary: Float32[np.ndarray, "k h w"], *, compat_gaussian: Compatibility = 3.0,
@@ -56,28 +64,57 @@ def mean_field(kernels: Kernels, unary: Float32[np.ndarray, "k h w"], *, compat_
     """
     k, h, w = unary.shape
     _check_solve(kernels, unary, iterations)
-    logits, lanes = lattices.pad(-unary.reshape(k, h * w).T, _NO_LABEL)
-    near = _term(kernels.spatial, compat_gaussian, k, logits.shape[1], "compat_gaussian")
-    far = _term(kernels.bilateral, compat_bilateral, k, logits.shape[1], "compat_bilateral")
-    q = np.empty_like(logits)
+    kind = lanes(k)
+    logits, finite = pack(np.ascontiguousarray(unary).reshape(k, h * w), kernels.order, _NO_LABEL, kind)
+    if not finite:
+        raise DataError("crf unary: found energies that are not finite, expected -log of probabilities above 0: "
+                        "use unary_from_probabilities")
+    near = _term(kernels.spatial, compat_gaussian, k, len(kind), "compat_gaussian")
+    far = _term(kernels.bilateral, compat_bilateral, k, len(kind), "compat_bilateral")
     for step in range(iterations + 1):
         if step > 0:
-            near, far = _blurred(near, lanes), _blurred(far, lanes)
+            near, far = _blurred(near, kind), _blurred(far, kind)
         update(near.lattice.vertices, near.lattice.weights, near.values, near.room, near.gain,
                far.lattice.vertices, far.lattice.weights, far.values, far.room, far.gain,
-               logits, q, step > 0, step == iterations, lanes)
+               logits, logits, step > 0, step == iterations, kind)  # the last step no longer needs the logits
         near, far = _swapped(near), _swapped(far)
-    return np.ascontiguousarray(q[:, :k].T).reshape(k, h, w)
+    return unpack(logits, kernels.order, k).reshape(k, h, w)
 
 
 def dense_crf(image: UInt8[np.ndarray, "h w 3"], probabilities: Float32[np.ndarray, "k h w"], *,
               sxy_gaussian: Number = 3.0, compat_gaussian: Compatibility = 3.0, sxy_bilateral: Number = 50.0,
-              srgb: Number = 5.0, compat_bilateral: Compatibility = 10.0,
-              iterations: int = 10) -> Float32[np.ndarray, "k h w"]:
-    """Label probabilities refined by the image's edges: `kernels` and `mean_field` in one call."""
+              srgb: Number = 5.0, compat_bilateral: Compatibility = 10.0, iterations: int = 10,
+              floor: float = 0.0) -> Float32[np.ndarray, "k h w"]:
+    """Label probabilities refined by the image's edges: `kernels` and `mean_field` in one call.
+
+    With a `floor`, labels that stay under it in every pixel are left out of the solve and get probability 0: an
+    approximation for many labels, off unless asked for.
+    """
+    kept = at_least(probabilities, floor)
+    if len(kept) < len(probabilities):
+        result = np.zeros_like(probabilities)
+        if len(kept):
+            shares = probabilities[kept] / probabilities[kept].sum(0).clip(min=np.finfo(np.float32).tiny)
+            result[kept] = dense_crf(
+                image, shares, sxy_gaussian=sxy_gaussian, compat_gaussian=_among(compat_gaussian, kept),
+                sxy_bilateral=sxy_bilateral, srgb=srgb, compat_bilateral=_among(compat_bilateral, kept),
+                iterations=iterations)
+        return result
     prepared = kernels(image, sxy_gaussian=sxy_gaussian, sxy_bilateral=sxy_bilateral, srgb=srgb)
     return mean_field(prepared, unary_from_probabilities(probabilities), compat_gaussian=compat_gaussian,
                       compat_bilateral=compat_bilateral, iterations=iterations)
+
+
+def at_least(probabilities: Float32[np.ndarray, "k h w"], floor: float) -> Int64[np.ndarray, " kept"]:
+    """The labels whose probability reaches `floor` somewhere; the best one always does."""
+    peaks = probabilities.reshape(len(probabilities), -1).max(1, initial=0.0)
+    return np.flatnonzero(peaks >= min(floor, float(peaks.max(initial=0.0))))
+
+
+def _among(compat: Compatibility, kept: np.ndarray) -> Compatibility:
+    """The compatibilities of the labels that are kept."""
+    weight = np.asarray(compat)
+    return compat if weight.ndim == 0 else weight[kept] if weight.ndim == 1 else weight[np.ix_(kept, kept)]
 
 
 def unary_from_probabilities(probabilities: Float32[np.ndarray, "k h w"], *,
@@ -105,7 +142,7 @@ def unary_from_labels(labels: Integer[np.ndarray, "h w"], n: int, *, gt_prob: fl
 
 @dataclass(frozen=True, eq=False)
 class _Term:
-    """One kernel during a solve: vertex `values` to read, `room` to splat into (M+1, L); `gain` (L,), `mix` (L, L)."""
+    """One kernel during a solve: vertex `values` to read, `room` to splat into (M, L); `gain` (L,), `mix` (L, L)."""
 
     lattice: Lattice
     gain: np.ndarray
@@ -124,38 +161,45 @@ def _term(lattice: Lattice, compat: Compatibility, k: int, padded: int, name: st
         mix = np.zeros((padded, padded), np.float32)
         mix[:k, :k] = -0.5 * (weight + weight.T)
     gain[:k] = lattice.gain * (weight if weight.ndim == 0 else -weight if weight.ndim == 1 else 1.0)
-    return _Term(lattice, gain, mix, *lattices.buffers(lattice, padded))
+    return _Term(lattice, gain, mix, lattices.vertex_values(lattice, padded), lattices.vertex_values(lattice, padded))
 
 
-def _blurred(term: _Term, lanes: tuple[int, ...]) -> _Term:
+def _blurred(term: _Term, kind: tuple[int, ...]) -> _Term:
     """The blurred vertex values, their labels mixed by the compatibility (linear, so vertices do as well as pixels)."""
-    values, room = lattices.blur(term.lattice.neighbours, term.values, term.room, lanes)
-    room.fill(0.0)
-    return replace(term, values=values if term.mix is None else values @ term.mix, room=room)
+    lattices.blur(term.lattice.chains, term.values, kind)
+    term.room.fill(0.0)
+    return term if term.mix is None else replace(term, values=term.values @ term.mix)
 
 
 def _swapped(term: _Term) -> _Term:
     return replace(term, values=term.room, room=term.values)
 
 
-def _positions(h: int, w: int, sxy: Number) -> np.ndarray:
-    """Column and row of each pixel in standard deviations, (H*W, 2)."""
-    rows, columns = np.mgrid[:h, :w].astype(np.float32)
-    return np.stack([columns, rows], axis=-1).reshape(h * w, 2) / np.float32(sxy)
+@lru_cache(maxsize=4)
+def _strips(h: int, w: int) -> np.ndarray:
+    """The pixels strip by strip, each from top to bottom, row by row."""
+    pixels = np.arange(h * w).reshape(h, w)
+    return np.concatenate([pixels[:, x:x + _STRIP].ravel() for x in range(0, w, _STRIP)])
+
+
+def _columns(h: int, w: int, sxy: Number, count: int) -> np.ndarray:
+    """`count` rows of features of the pixels in strips; the first two are column and row in standard deviations."""
+    order = _strips(h, w)
+    columns = np.zeros((count, -(-h * w // 8) * 8), np.float32)
+    for row, place in enumerate((order % w, order // w)):
+        np.divide(place.astype(np.float32), np.float32(sxy), out=columns[row, :h * w])
+    return columns
 
 
 @lru_cache(maxsize=4)
 def _spatial(h: int, w: int, sxy: float) -> Lattice:
     """The spatial kernel: the same for all images of one size."""
-    return lattices.normalised(lattices.build(_positions(h, w, sxy)))
+    return lattices.normalised(lattices.build_columns(_columns(h, w, sxy, 2), h * w))
 
 
 def _check_solve(kernels: Kernels, unary: np.ndarray, iterations: int) -> None:
     if unary.shape[1:] != kernels.size or not len(unary):
         raise DataError(f"crf unary: found shape {unary.shape}, expected at least one label and the image's size "
                         f"{kernels.size}")
-    if not np.isfinite(unary).all():
-        raise DataError("crf unary: found energies that are not finite, expected -log of probabilities above 0: "
-                        "use unary_from_probabilities")
     if iterations < 0:
         raise UsageError(f"crf iterations: found {iterations}, expected 0 or more")

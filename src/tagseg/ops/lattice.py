@@ -1,53 +1,86 @@
 """Gaussian filtering in many dimensions by the permutohedral lattice (Adams, Baek, Davis 2010), compiled by numba.
 
 Points are splatted on the vertices of the simplex that holds them, the vertices are blurred along d+1 axes, and the
-values are sliced back. Serial kernels that release the interpreter lock: run images in threads.
+values are sliced back. Serial kernels that release the interpreter lock: run images in threads. Points that are near
+one another should stand near one another: the vertices that they share are then in the processor's cache.
+
+A vertex has d+1 whole coordinates of sum 0, all with one remainder r modulo d+1: it is r and the quotients q of the
+first d coordinates, written as the one integer r * base + sum(q * strides).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Int32, Int64
 from numba import njit
 
-from tagseg.ops.lanes import LANES, fill, load, store
+from tagseg.ops.lanes import (
+    fill,
+    lanes,
+    less,
+    load,
+    plus_product,
+    rint,
+    spread,
+    store,
+    store_whole,
+    where_equal,
+    whole,
+)
 from tagseg.types import DataError
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)
+_POINTS = 8  # points that are embedded at a time, one in each lane
+_FIRST_TABLE = 15  # log2 of the slots to begin with
 
 
 @dataclass(frozen=True, eq=False)
 class Lattice:
     """A filter for N points: where each is splatted, and how the M vertices are blurred.
 
-    `vertices` and `weights` (N, d+1): vertex ids and barycentric weights of each point. `neighbours` (d+1, M, 2): the
-    two vertices beside each one along each axis; M stands for none. `gain` scales the result: 1 / (1 + 2^-d).
+    `vertices` and `weights` (N, d+1): vertex ids and barycentric weights of each point. `chains`: the ids of vertices
+    that are neighbours along an axis, one chain after the other, axis after axis; the first of a chain is written ~id.
+    A vertex without neighbours along an axis is in none of its chains. `size`: M. `gain` scales the result:
+    1 / (1 + 2^-d).
     """
 
     vertices: Int32[np.ndarray, "n d1"]
     weights: Float32[np.ndarray, "n d1"]
-    neighbours: Int32[np.ndarray, "d1 m 2"]
+    chains: Int32[np.ndarray, " links"]
+    size: int
     gain: float
 
-    @property
-    def size(self) -> int:
-        """The number M of vertices."""
-        return self.neighbours.shape[1]
+
+class _Keys(NamedTuple):
+    """How a vertex is written as one integer; the lowest quotients (d,), and `bits` left for the vertex id."""
+
+    low: Int64[np.ndarray, " d"]
+    strides: Int64[np.ndarray, " d1"]
+    base: int
+    bits: int
 
 
 def build(features: Float32[np.ndarray, "n d"]) -> Lattice:
     """Lay a lattice under `features`, in units of the Gaussian's standard deviation (kernel exp(-|f_i - f_j|^2 / 2)).
 
-    Raises `DataError` for features that are not finite, or so wide that a vertex does not fit a 62-bit key.
+    Raises `DataError` for features that are not finite, or so wide that their vertices do not fit 62-bit keys.
     """
-    features = np.ascontiguousarray(features, dtype=np.float32)
-    d = features.shape[1]
-    scale = _scale(d)
-    low, strides = _key_layout(features, scale)
-    vertices, weights, table, mask, m = _embed(features, scale, low, strides)
-    return Lattice(vertices, weights, _neighbours(table, mask, m, strides), 1.0 / (1.0 + 2.0**-d))
+    n, d = features.shape
+    columns = np.zeros((d, -(-n // _POINTS) * _POINTS), np.float32)
+    columns[:, :n] = features.T
+    return build_columns(columns, n)
+
+
+def build_columns(columns: Float32[np.ndarray, "d padded"], n: int) -> Lattice:
+    """`build` from the features' columns, padded to a multiple of 8 points (whatever values are there)."""
+    scale = _scale(len(columns))
+    keys = _key_layout(columns[:, :n], scale)
+    vertices, weights, table, m = _embed(columns, n, tuple(scale), keys)
+    chains = _chains(np.sort(table[table != -1]), keys)
+    return Lattice(vertices, weights, chains, int(m), 1.0 / (1.0 + 2.0 ** -len(columns)))
 
 
 def filter(lattice: Lattice, values: Float32[np.ndarray, "n l"]) -> Float32[np.ndarray, "n l"]:
@@ -58,227 +91,259 @@ def filter(lattice: Lattice, values: Float32[np.ndarray, "n l"]) -> Float32[np.n
     if values.ndim != 2 or len(values) != len(lattice.vertices):
         raise DataError(f"values to filter: found shape {values.shape}, expected ({len(lattice.vertices)}, L): "
                         "one row for each point of the lattice")
-    padded, lanes = pad(values)
-    a, b = buffers(lattice, padded.shape[1])
-    splat(lattice.vertices, lattice.weights, padded, a, lanes)
-    result, _ = blur(lattice.neighbours, a, b, lanes)
-    gather(lattice.vertices, lattice.weights, result, np.float32(lattice.gain), padded, lanes)
+    kind = lanes(values.shape[1])
+    padded = np.zeros((len(values), len(kind)), np.float32)
+    padded[:, :values.shape[1]] = values
+    held = vertex_values(lattice, len(kind))
+    _splat(lattice.vertices, lattice.weights, padded, held, kind)
+    blur(lattice.chains, held, kind)
+    _gather(lattice.vertices, lattice.weights, held, np.float32(lattice.gain), padded, kind)
     return np.ascontiguousarray(padded[:, :values.shape[1]])
 
 
 def normalised(lattice: Lattice, eps: float = 1e-20) -> Lattice:
     """The lattice of the symmetrically normalised kernel: D^-1/2 K D^-1/2 with D = K 1 (Kraehenbuehl & Koltun)."""
-    ones = np.ones((len(lattice.vertices), 1), np.float32)
-    norm = 1.0 / np.sqrt(filter(lattice, ones).astype(np.float64) + eps)
-    return replace(lattice, weights=lattice.weights * norm.astype(np.float32))
+    held = np.zeros(lattice.size, np.float32)
+    weights = _normalise(lattice.vertices, lattice.weights, lattice.chains, held, np.float32(lattice.gain), eps)
+    return replace(lattice, weights=weights)
 
 
-def pad(values: np.ndarray, fill_value: float = 0.0) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Copy `values` (N, L) to a label count of 4 or a multiple of 8, and the lanes its kernels take."""
-    n, count = values.shape
-    width = 4 if count <= 4 else 8
-    padded = np.full((n, -(-count // width) * width), fill_value, np.float32)
-    padded[:, :count] = values
-    return padded, LANES[width]
+def vertex_values(lattice: Lattice, labels: int) -> Float32[np.ndarray, "m l"]:
+    """Zeroed values of the vertices, so placed that no vector of 8 lies across two cache lines."""
+    count = lattice.size * labels
+    room = np.zeros(count + 16, np.float32)
+    start = -room.ctypes.data % 64 // 4
+    return room[start:start + count].reshape(lattice.size, labels)
 
 
-def buffers(lattice: Lattice, labels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two zeroed (M+1, labels) arrays of vertex values; the last row stands for vertices that do not exist."""
-    return np.zeros((lattice.size + 1, labels), np.float32), np.zeros((lattice.size + 1, labels), np.float32)
-
-
-def _scale(d: int) -> np.ndarray:
-    """The diagonal of the embedding, (d,): one standard deviation of the lattice's blur is one feature unit."""
+def _scale(d: int) -> Float32[np.ndarray, " d"]:
+    """The diagonal of the embedding: one standard deviation of the lattice's blur is one feature unit."""
     deviation = np.float32(np.sqrt(2.0 / 3.0) * (d + 1))
     return np.array([1.0 / np.sqrt((i + 2.0) * (i + 1.0)) * float(deviation) for i in range(d)], np.float32)
 
 
-def _key_layout(features: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest coordinate and stride (d,) of each axis, so that a vertex is the one integer sum((c - low) * stride)."""
-    n, d = features.shape
-    ends = _ends(features) * scale if n and d else np.full((2, 1), np.nan)
-    if not np.isfinite(ends).all():
-        raise DataError(f"lattice features: found shape {features.shape} or values that are not finite, "
+def _key_layout(columns: np.ndarray, scale: np.ndarray) -> _Keys:
+    d, n = columns.shape
+    ends = np.array([columns.min(1), columns.max(1)], np.float64) * scale if n and d else np.full((2, 1), np.nan)
+    if not np.isfinite(ends).all():  # minimum and maximum carry NaN on
+        raise DataError(f"lattice features: found shape {(n, d)} or values that are not finite, "
                         "expected at least one point and one dimension, all finite")
     tail = np.cumsum(ends[:, ::-1], axis=1)[:, ::-1]  # sum over j >= i, the elevated coordinate of axis 0
     low = np.append(tail[0, 0], np.append(tail[0, 1:], 0.0) - np.arange(1, d + 1) * ends[1])[:d]
     high = np.append(tail[1, 0], np.append(tail[1, 1:], 0.0) - np.arange(1, d + 1) * ends[0])[:d]
-    margin = 2 * (d + 1) + 2  # vertices lie within d+1 of the point, and their neighbours d beyond
-    low = np.floor(low - 1e-3 * np.abs(low)) - margin
-    span = np.ceil(high + 1e-3 * np.abs(high)) + margin - low + 1
-    if np.log2(span).sum() >= 62:
+    margin = 3  # vertices lie within 2(d+1) of the point, and their neighbours within one d+1 more
+    low = np.floor((low - 1e-3 * np.abs(low)) / (d + 1)) - margin
+    span = np.ceil((high + 1e-3 * np.abs(high)) / (d + 1)) + margin - low + 1
+    used = np.log2(span).sum() + np.log2(d + 1)
+    if used + np.log2(n * (d + 1)) >= 62:  # beside the key stands the id, and n points have at most n(d+1) vertices
         raise DataError(f"lattice features: found ranges {(np.ptp(ends, axis=0) / scale).tolist()} standard "
                         "deviations, expected narrower ones: use a larger sxy or srgb")
-    strides = np.concatenate([[1], np.cumprod(span.astype(np.int64))[:-1]]).astype(np.int64)
-    return low.astype(np.int64), strides
+    strides = np.append(1, np.cumprod(span.astype(np.int64)))
+    base = int(strides[-1])
+    strides[-1] = 0  # the last coordinate follows from the others
+    return _Keys(low.astype(np.int64), strides, base, 62 - int(used))
 
 
 @njit(nogil=True, cache=True)
-def _ends(features):  # type: ignore[no-untyped-def]
-    """Least and greatest value of each dimension, (2, d); not finite where any value is not."""
-    ends = np.empty((2, features.shape[1]), np.float64)
-    for j in range(features.shape[1]):
-        ends[0, j] = ends[1, j] = features[0, j]
-    for i in range(len(features)):
-        for j in range(features.shape[1]):
-            value = np.float64(features[i, j])
-            if not np.isfinite(value):
-                ends[0, j] = ends[1, j] = np.nan
-                return ends
-            ends[0, j] = min(value, ends[0, j])
-            ends[1, j] = max(value, ends[1, j])
-    return ends
+def _slot(key, table):  # type: ignore[no-untyped-def]
+    """Where the search for `key` begins in an open-addressing table of 2^n slots."""
+    return np.int64((np.uint64(key) * _MIX) >> np.uint64(20)) & (len(table) - 1)
 
 
 @njit(nogil=True, cache=True)
-def _slot(key, table, mask):  # type: ignore[no-untyped-def]
-    """Where `key` is in the open-addressing table (slots, [key, id]), or the free slot where it belongs."""
-    slot = np.int64((np.uint64(key) * _MIX) >> np.uint64(20)) & mask
-    while table[slot, 0] != key and table[slot, 0] != -1:
-        slot = (slot + 1) & mask
-    return slot
-
-
-@njit(nogil=True, cache=True)
-def _grown(table):  # type: ignore[no-untyped-def]
-    wider = np.full((2 * len(table), 2), -1, np.int64)
-    mask = np.int64(len(wider) - 1)
-    for i in range(len(table)):
-        if table[i, 0] != -1:
-            slot = _slot(table[i, 0], wider, mask)
-            wider[slot, 0], wider[slot, 1] = table[i, 0], table[i, 1]
+def _grown(table, bits):  # type: ignore[no-untyped-def]
+    wider = np.full(4 * len(table), -1, np.int64)
+    for entry in table:
+        if entry != -1:
+            slot = _slot(entry >> bits, wider)
+            while wider[slot] != -1:
+                slot = (slot + 1) & (len(wider) - 1)
+            wider[slot] = entry
     return wider
 
 
 @njit(nogil=True, cache=True)
-def _simplex(features, point, scale, elevated, rest, rank, bary):  # type: ignore[no-untyped-def]
-    """The simplex around one point: remainder-0 vertex `rest`, `rank` of each axis, weights `bary` (Adams, Sec. 3).
+def _vertex(key, table, bits, m):  # type: ignore[no-untyped-def]
+    """The id of the vertex `key` among the `m` known ones; m itself, now entered, where it is new."""
+    slot = _slot(key, table)
+    while table[slot] != -1:
+        if table[slot] >> bits == key:
+            return table[slot] & ((np.int64(1) << bits) - 1)
+        slot = (slot + 1) & (len(table) - 1)
+    table[slot] = (key << bits) | m
+    return m
 
-    Every operation is float32 and in the order of the reference implementation: points on a border fall alike.
+
+@njit(nogil=True, cache=True)
+def _simplices(columns, start, scale, quotient, rank, bary, room):  # type: ignore[no-untyped-def]
+    """The simplices around 8 points, one a lane: `quotient` of the remainder-0 vertex, `rank` of each axis, weights.
+
+    Adams, Sec. 3. Every operation is float32 and in the order of the authors' implementation: points on a border fall
+    alike. quotient, rank (d+1, 8) int32, bary (d+1, 8), room (4(d+1), 8).
     """
-    d = features.shape[1]
+    d, eight, padded = len(scale), (0,) * 8, columns.shape[1]
     size, inverse = np.float32(d + 1), np.float32(1) / np.float32(d + 1)
-    tail = np.float32(0)
+    zero, one = fill(np.float32(0), eight), fill(np.float32(1), eight)
+    elevated, rest, multiple_at, place_at = 0, (d + 1) * 8, 2 * (d + 1) * 8, 3 * (d + 1) * 8  # parts of the room
+    tail, shift = zero, zero
     for j in range(d, 0, -1):
-        value = features[point, j - 1] * scale[j - 1]
-        elevated[j] = tail - np.float32(j) * value
-        tail += value
-    elevated[0] = tail
-    shift = np.int64(0)
+        value = load(columns, (j - 1) * padded + start, eight) * scale[j - 1]
+        store(room, elevated + j * 8, tail - value * np.float32(j))
+        tail = tail + value
+    store(room, elevated, tail)
     for i in range(d + 1):
-        nearest = np.rint(inverse * elevated[i])
-        rest[i] = nearest * size
-        shift += np.int64(nearest)
-        rank[i] = 0
+        here = load(room, elevated + i * 8, eight)
+        nearest = rint(here * inverse)
+        store(room, multiple_at + i * 8, nearest)
+        store(room, rest + i * 8, here - nearest * size)
+        store(room, place_at + i * 8, zero)
+        shift = shift + nearest
     for i in range(d):
+        here, above = load(room, rest + i * 8, eight), load(room, place_at + i * 8, eight)
         for j in range(i + 1, d + 1):
-            below = elevated[i] - rest[i] < elevated[j] - rest[j]
-            rank[i] += below
-            rank[j] += not below
+            below = less(here, load(room, rest + j * 8, eight))
+            above = above + below
+            store(room, place_at + j * 8, load(room, place_at + j * 8, eight) + (one - below))
+        store(room, place_at + i * 8, above)
     for i in range(d + 1):  # coordinates sum to zero on the plane: bring the vertex back to it
-        rank[i] += shift
-        turn = np.int64(rank[i] < 0) - np.int64(rank[i] > d)
-        rank[i] += turn * (d + 1)
-        rest[i] += np.float32(turn) * size
-    for i in range(d + 2):
-        bary[i] = 0
-    for i in range(d + 1):
-        value = (elevated[i] - rest[i]) * inverse
-        bary[d - rank[i]] += value
-        bary[d + 1 - rank[i]] -= value
-    bary[0] += np.float32(1) + bary[d + 1]
+        place = load(room, place_at + i * 8, eight) + shift
+        turn = less(place, zero) - less(fill(np.float32(d), eight), place)
+        place = place + turn * size
+        multiple = load(room, multiple_at + i * 8, eight) + turn
+        store(room, place_at + i * 8, place)
+        store(room, rest + i * 8, (load(room, elevated + i * 8, eight) - multiple * size) * inverse)
+        store_whole(rank, i * 8, place)
+        store_whole(quotient, i * 8, multiple)
+    before = zero
+    for k in range(d, -1, -1):  # the weights are the steps between the coordinates, from the highest ranked down
+        value = zero
+        for i in range(d + 1):
+            place = load(room, place_at + i * 8, eight)
+            value = value + where_equal(place, fill(np.float32(k), eight), load(room, rest + i * 8, eight))
+        store(bary, (d - k) * 8, value - before)
+        before = value
+    store(bary, 0, load(bary, 0, eight) + (one - before))
 
 
 @njit(nogil=True, cache=True)
-def _embed(features, scale, low, strides):  # type: ignore[no-untyped-def]
-    """Vertex ids and weights of each point, and the table of the vertices in the order of their first use."""
-    n, d = features.shape
+def _embed(columns, n, scale, keys):  # type: ignore[no-untyped-def]
+    """Vertex ids and weights of each point, the table of the vertices in the order of their first use, their number."""
+    d = len(scale)
     vertices, weights = np.empty((n, d + 1), np.int32), np.empty((n, d + 1), np.float32)
-    table = np.full((1 << 14, 2), -1, np.int64)
-    mask, m = np.int64(len(table) - 1), 0
-    elevated, rest, bary = np.empty(d + 1, np.float32), np.empty(d + 1, np.float32), np.empty(d + 2, np.float32)
-    rank, axis, last = np.empty(d + 1, np.int64), np.empty(d + 1, np.int64), np.full(d + 1, -1, np.int64)
-    step = strides.sum()
+    table, m = np.full(1 << _FIRST_TABLE, -1, np.int64), np.int64(0)
+    quotient, rank = np.empty((d + 1, 8), np.int32), np.empty((d + 1, 8), np.int32)
+    bary, room = np.empty((d + 1, 8), np.float32), np.empty((4 * d + 4, 8), np.float32)
+    stride = np.zeros(d + 1, np.int64)  # of the axis of each rank
+    origin = (keys.low * keys.strides[:d]).sum()
+    for start in range(0, n, 8):
+        _simplices(columns, start, scale, quotient, rank, bary, room)
+        for lane in range(min(8, n - start)):
+            key = -origin
+            for j in range(d + 1):
+                stride[whole(rank, j * 8 + lane)] = keys.strides[j]
+                key += whole(quotient, j * 8 + lane) * keys.strides[j]
+            for r in range(d + 1):
+                found = _vertex(key, table, keys.bits, m)
+                m += found == m
+                vertices[start + lane, r] = found
+                weights[start + lane, r] = bary[r, lane]
+                key += keys.base - stride[d - r]  # one further on all axes, but for the highest ranked: d back
+        if 3 * (m + 8 * (d + 1)) > len(table):  # most first looks then hit
+            table = _grown(table, keys.bits)
+    return vertices, weights, table, m
+
+
+@njit(nogil=True, cache=True)
+def _chains(entries, keys):  # type: ignore[no-untyped-def]
+    """The chains of all axes, from the sorted table entries (M,): a vertex, then the one a step down the axis, ..."""
+    m, d1 = len(entries), len(keys.strides)
+    key, ids = entries >> keys.bits, (entries & ((np.int64(1) << keys.bits) - 1)).astype(np.int32)
+    first = np.searchsorted(key, np.arange(d1 + 1) * keys.base)  # of each remainder
+    chains, used = np.empty(d1 * m, np.int32), 0
+    down, has_up = np.empty(m, np.int32), np.empty(m, np.bool_)
+    for axis in range(d1):
+        down[:], has_up[:] = -1, False
+        for r in range(d1):
+            below = r - 1 if r else d1 - 1
+            step = keys.strides[axis] - (keys.base if r else keys.strides.sum() - (d1 - 1) * keys.base)
+            i, at = first[r], first[below]
+            while i < first[r + 1] and at < first[below + 1]:  # both ascend; no branch that could be guessed wrong
+                wanted, found = key[i] + step, key[at]
+                down[i] = at if wanted == found else -1
+                has_up[at] |= wanted == found
+                i += wanted <= found
+                at += found <= wanted
+        for i in range(m):
+            if down[i] >= 0 and not has_up[i]:
+                chains[used] = ~ids[i]
+                used, at = used + 1, down[i]
+                while at >= 0:
+                    chains[used] = ids[at]
+                    used, at = used + 1, down[at]
+    return chains[:used].copy()
+
+
+@njit(nogil=True, cache=True)
+def blur(chains, values, lanes):  # type: ignore[no-untyped-def]
+    """Blur the vertex values (M, L) by [1/2, 1, 1/2] along each axis, in place: along a chain each is read once."""
+    labels, half, zero = len(lanes), np.float32(0.5), fill(np.float32(0), lanes)
+    before, here, at = zero, load(values, 0, lanes), 0
+    for i in range(len(chains)):
+        link = whole(chains, i)
+        if link < 0:
+            store(values, at, plus_product(here, before, half))
+            at = ~link * labels
+            before, here = zero, load(values, at, lanes)
+        else:
+            after = load(values, link * labels, lanes)
+            store(values, at, plus_product(here, before + after, half))
+            before, here, at = here, after, link * labels
+    store(values, at, plus_product(here, before, half))
+
+
+@njit(nogil=True, cache=True)
+def _normalise(vertices, weights, chains, held, gain, eps):  # type: ignore[no-untyped-def]
+    """Weights (N, d+1) over the root of the filtered ones; `held` (M,) zeroed. One label, so plain numbers."""
+    n, d1 = weights.shape
+    half, before, at = np.float32(0.5), np.float32(0), np.int64(0)
     for i in range(n):
-        _simplex(features, i, scale, elevated, rest, rank, bary)
-        key = np.int64(0)
-        for j in range(d):
-            key += (np.int64(rest[j]) - low[j]) * strides[j]
-        for j in range(d + 1):
-            axis[rank[j]] = j
-        for r in range(d + 1):
-            if key == last[r]:  # the point before mostly lies on the same vertex
-                vertices[i, r] = vertices[i - 1, r]
-            else:
-                slot = _slot(key, table, mask)
-                if table[slot, 0] == -1:
-                    table[slot, 0], table[slot, 1] = key, m
-                    m += 1
-                vertices[i, r] = table[slot, 1]
-                last[r] = key
-            weights[i, r] = bary[r]
-            key += step  # the next vertex is one further on all axes, but for the highest ranked: d back
-            if axis[d - r] < d:
-                key -= (d + 1) * strides[axis[d - r]]
-        if 2 * (m + d + 1) > len(table):
-            table = _grown(table)
-            mask = np.int64(len(table) - 1)
-    return vertices, weights, table, mask, m
+        for j in range(d1):
+            held[vertices[i, j]] += weights[i, j]
+    here = held[0]
+    for i in range(len(chains)):
+        link = np.int64(chains[i])
+        after = held[link] if link >= 0 else np.float32(0)
+        held[at] = here + half * (before + after)
+        before, here, at = (here, after, link) if link >= 0 else (np.float32(0), held[~link], ~link)
+    held[at] = here + half * before
+    result = np.empty_like(weights)
+    for i in range(n):
+        norm = np.float32(0)
+        for j in range(d1):
+            norm += weights[i, j] * held[vertices[i, j]]
+        root = np.float32(1.0 / np.sqrt(np.float64(norm * gain) + eps))
+        for j in range(d1):
+            result[i, j] = weights[i, j] * root
+    return result
 
 
 @njit(nogil=True, cache=True)
-def _neighbours(table, mask, m, strides):  # type: ignore[no-untyped-def]
-    """Vertices one step down and up each axis, (d+1, m, 2); m where there is none."""
-    d = len(strides)
-    found = np.full((d + 1, m, 2), m, np.int32)
-    for slot in range(len(table)):
-        if table[slot, 0] == -1:
-            continue
-        for j in range(d + 1):
-            down = table[slot, 0] - strides.sum()
-            if j < d:
-                down += (d + 1) * strides[j]
-            other = _slot(down, table, mask)
-            if table[other, 0] != -1:
-                found[j, table[slot, 1], 0] = table[other, 1]
-                found[j, table[other, 1], 1] = table[slot, 1]
-    return found
-
-
-@njit(nogil=True, cache=True)
-def splat(vertices, weights, values, out, lanes):  # type: ignore[no-untyped-def]
-    """Add each point's values (N, L) to its vertices `out` (M+1, L)."""
-    labels, width = values.shape[1], len(lanes)
+def _splat(vertices, weights, values, out, lanes):  # type: ignore[no-untyped-def]
+    """Add each point's values (N, L) to its vertices `out` (M, L)."""
+    labels, d1 = len(lanes), vertices.shape[1]
     for i in range(len(vertices)):
-        for k in range(0, labels, width):
-            value = load(values, i * labels + k, lanes)
-            for j in range(vertices.shape[1]):
-                at = np.int64(vertices[i, j]) * labels + k
-                store(out, at, load(out, at, lanes) + value * weights[i, j])
+        value = load(values, i * labels, lanes)
+        for j in range(i * d1, (i + 1) * d1):
+            at = whole(vertices, j) * labels
+            store(out, at, plus_product(load(out, at, lanes), value, spread(weights, j, lanes)))
 
 
 @njit(nogil=True, cache=True)
-def blur(neighbours, a, b, lanes):  # type: ignore[no-untyped-def]
-    """Blur the vertex values `a` by [1/2, 1, 1/2] along each axis, with `b` as room. Returns (result, other array)."""
-    labels, width, half = a.shape[1], len(lanes), np.float32(0.5)
-    for axis in range(len(neighbours)):
-        for i in range(neighbours.shape[1]):
-            down = np.int64(neighbours[axis, i, 0]) * labels
-            up = np.int64(neighbours[axis, i, 1]) * labels
-            for k in range(0, labels, width):
-                sides = load(a, down + k, lanes) + load(a, up + k, lanes)
-                store(b, i * labels + k, load(a, i * labels + k, lanes) + sides * half)
-        a, b = b, a
-    return a, b
-
-
-@njit(nogil=True, cache=True)
-def gather(vertices, weights, values, gain, out, lanes):  # type: ignore[no-untyped-def]
-    """Slice: the weighted mean of each point's vertex values (M+1, L), times `gain`, into `out` (N, L)."""
-    labels, width = values.shape[1], len(lanes)
+def _gather(vertices, weights, values, gain, out, lanes):  # type: ignore[no-untyped-def]
+    """Slice: the weighted mean of each point's vertex values (M, L), times `gain`, into `out` (N, L)."""
+    labels, d1 = len(lanes), vertices.shape[1]
     for i in range(len(vertices)):
-        for k in range(0, labels, width):
-            mixed = fill(np.float32(0), lanes)
-            for j in range(vertices.shape[1]):
-                mixed = mixed + load(values, np.int64(vertices[i, j]) * labels + k, lanes) * weights[i, j]
-            store(out, i * labels + k, mixed * gain)
+        mixed = fill(np.float32(0), lanes)
+        for j in range(i * d1, (i + 1) * d1):
+            mixed = plus_product(mixed, load(values, whole(vertices, j) * labels, lanes), spread(weights, j, lanes))
+        store(out, i * labels, mixed * gain)

@@ -82,20 +82,17 @@ def network_of(model: Segmenter, outputs: int) -> Network:
 
 
 def sharpened(image: U8, probability: F32, cfg: EdgeCrf) -> F32:
-    """The CRF over the labels that reach `floor` somewhere; the others keep probability 0."""
-    kept = np.flatnonzero(probability.max((1, 2)) >= cfg.floor)
-    if len(kept) < 2:
+    """The CRF over the labels that reach `floor` somewhere, the others get probability 0; a lone one needs no CRF."""
+    if len(crf.at_least(probability, cfg.floor)) < 2:
         return probability
-    shares = probability[kept] / probability[kept].sum(0)
-    result = np.zeros_like(probability)
-    result[kept] = crf.dense_crf(
+    return crf.dense_crf(
         np.ascontiguousarray(image.transpose(1, 2, 0)),
-        shares,
+        probability,
         sxy_gaussian=cfg.sxy_gaussian,
         compat_gaussian=cfg.compat_gaussian,
         sxy_bilateral=cfg.sxy_bilateral,
         srgb=cfg.srgb,
         compat_bilateral=cfg.compat_bilateral,
         iterations=cfg.iterations,
+        floor=cfg.floor,
     )
-    return result
