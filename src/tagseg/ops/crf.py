@@ -42,9 +42,7 @@ def kernels(image: UInt8[np.ndarray, "h w 3"], *, sxy_gaussian: Number = 3.0, sx
 
     `sxy_*` are standard deviations in pixels, `srgb` in grey levels. Raises `UsageError` unless all are positive.
     """
-    for name, value in (("sxy_gaussian", sxy_gaussian), ("sxy_bilateral", sxy_bilateral), ("srgb", srgb)):
-        if not 0.0 < value < np.inf:
-            raise UsageError(f"crf {name}: found {value}, expected a positive number of pixels or grey levels")
+    check_lengths(sxy_gaussian=sxy_gaussian, sxy_bilateral=sxy_bilateral, srgb=srgb)
     h, w = image.shape[:2]
     order = _strips(h, w)
     columns = _columns(h, w, sxy_bilateral, 5)
@@ -52,6 +50,13 @@ def kernels(image: UInt8[np.ndarray, "h w 3"], *, sxy_gaussian: Number = 3.0, sx
         np.divide(image.reshape(-1, 3)[order, channel], np.float32(srgb), out=columns[2 + channel, :h * w])
     bilateral = lattices.normalised(lattices.build_columns(columns, h * w))
     return Kernels((h, w), order, _spatial(h, w, float(sxy_gaussian)), bilateral)
+
+
+def check_lengths(*, sxy_gaussian: Number, sxy_bilateral: Number, srgb: Number) -> None:
+    """Raise `UsageError` unless all standard deviations are positive."""
+    for name, value in (("sxy_gaussian", sxy_gaussian), ("sxy_bilateral", sxy_bilateral), ("srgb", srgb)):
+        if not 0.0 < value < np.inf:
+            raise UsageError(f"crf {name}: found {value}, expected a positive number of pixels or grey levels")
 
 
 def mean_field(kernels: Kernels, unary: Float32[np.ndarray, "k h w"], *, compat_gaussian: Compatibility = 3.0,
@@ -152,16 +157,22 @@ class _Term:
 
 
 def _term(lattice: Lattice, compat: Compatibility, k: int, padded: int, name: str) -> _Term:
-    weight = np.asarray(compat, np.float64)
-    if weight.shape not in ((), (k,), (k, k)) or not np.isfinite(weight).all():
-        raise DataError(f"crf {name}: found {weight.shape} values for {k} labels, expected one finite number, "
-                        f"({k},) or ({k}, {k})")
+    weight = weights_of(compat, k, name)
     gain, mix = np.zeros(padded, np.float32), None
     if weight.ndim == 2:
         mix = np.zeros((padded, padded), np.float32)
         mix[:k, :k] = -0.5 * (weight + weight.T)
     gain[:k] = lattice.gain * (weight if weight.ndim == 0 else -weight if weight.ndim == 1 else 1.0)
     return _Term(lattice, gain, mix, lattices.vertex_values(lattice, padded), lattices.vertex_values(lattice, padded))
+
+
+def weights_of(compat: Compatibility, k: int, name: str) -> np.ndarray:
+    """The compatibility as a number, (K,) or (K, K) in float64; `DataError` for other shapes and for NaN."""
+    weight = np.asarray(compat, np.float64)
+    if weight.shape not in ((), (k,), (k, k)) or not np.isfinite(weight).all():
+        raise DataError(f"crf {name}: found {weight.shape} values for {k} labels, expected one finite number, "
+                        f"({k},) or ({k}, {k})")
+    return weight
 
 
 def _blurred(term: _Term, kind: tuple[int, ...]) -> _Term:

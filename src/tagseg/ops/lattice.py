@@ -54,7 +54,7 @@ class Lattice:
     gain: float
 
 
-class _Keys(NamedTuple):
+class Keys(NamedTuple):
     """How a vertex is written as one integer; the lowest quotients (d,), and `bits` left for the vertex id."""
 
     low: Int64[np.ndarray, " d"]
@@ -76,11 +76,12 @@ def build(features: Float32[np.ndarray, "n d"]) -> Lattice:
 
 def build_columns(columns: Float32[np.ndarray, "d padded"], n: int) -> Lattice:
     """`build` from the features' columns, padded to a multiple of 8 points (whatever values are there)."""
-    scale = _scale(len(columns))
-    keys = _key_layout(columns[:, :n], scale)
-    vertices, weights, table, m = _embed(columns, n, tuple(scale), keys)
+    d = len(columns)
+    ends = np.array([columns[:, :n].min(1), columns[:, :n].max(1)]) if n and d else np.full((2, d), np.nan)
+    keys = key_layout(ends, n)
+    vertices, weights, table, m = _embed(columns, n, tuple(scale_of(d)), keys)
     chains = _chains(np.sort(table[table != -1]), keys)
-    return Lattice(vertices, weights, chains, int(m), 1.0 / (1.0 + 2.0 ** -len(columns)))
+    return Lattice(vertices, weights, chains, int(m), gain_of(d))
 
 
 def filter(lattice: Lattice, values: Float32[np.ndarray, "n l"]) -> Float32[np.ndarray, "n l"]:
@@ -116,18 +117,24 @@ def vertex_values(lattice: Lattice, labels: int) -> Float32[np.ndarray, "m l"]:
     return room[start:start + count].reshape(lattice.size, labels)
 
 
-def _scale(d: int) -> Float32[np.ndarray, " d"]:
+def gain_of(d: int) -> float:
+    """What the sums of the blurred values are multiplied by (authors' implementation)."""
+    return 1.0 / (1.0 + 2.0**-d)
+
+
+def scale_of(d: int) -> Float32[np.ndarray, " d"]:
     """The diagonal of the embedding: one standard deviation of the lattice's blur is one feature unit."""
     deviation = np.float32(np.sqrt(2.0 / 3.0) * (d + 1))
     return np.array([1.0 / np.sqrt((i + 2.0) * (i + 1.0)) * float(deviation) for i in range(d)], np.float32)
 
 
-def _key_layout(columns: np.ndarray, scale: np.ndarray) -> _Keys:
-    d, n = columns.shape
-    ends = np.array([columns.min(1), columns.max(1)], np.float64) * scale if n and d else np.full((2, 1), np.nan)
-    if not np.isfinite(ends).all():  # minimum and maximum carry NaN on
+def key_layout(extremes: Float32[np.ndarray, "2 d"], n: int) -> Keys:
+    """How the vertices of `n` points are written as integers, from the features' least and greatest values."""
+    d = extremes.shape[1]
+    if not d or not np.isfinite(extremes).all():  # minimum and maximum carry NaN on
         raise DataError(f"lattice features: found shape {(n, d)} or values that are not finite, "
                         "expected at least one point and one dimension, all finite")
+    ends = extremes.astype(np.float64) * scale_of(d)
     tail = np.cumsum(ends[:, ::-1], axis=1)[:, ::-1]  # sum over j >= i, the elevated coordinate of axis 0
     low = np.append(tail[0, 0], np.append(tail[0, 1:], 0.0) - np.arange(1, d + 1) * ends[1])[:d]
     high = np.append(tail[1, 0], np.append(tail[1, 1:], 0.0) - np.arange(1, d + 1) * ends[0])[:d]
@@ -136,12 +143,12 @@ def _key_layout(columns: np.ndarray, scale: np.ndarray) -> _Keys:
     span = np.ceil((high + 1e-3 * np.abs(high)) / (d + 1)) + margin - low + 1
     used = np.log2(span).sum() + np.log2(d + 1)
     if used + np.log2(n * (d + 1)) >= 62:  # beside the key stands the id, and n points have at most n(d+1) vertices
-        raise DataError(f"lattice features: found ranges {(np.ptp(ends, axis=0) / scale).tolist()} standard "
+        raise DataError(f"lattice features: found ranges {np.ptp(extremes, axis=0).tolist()} standard "
                         "deviations, expected narrower ones: use a larger sxy or srgb")
     strides = np.append(1, np.cumprod(span.astype(np.int64)))
     base = int(strides[-1])
     strides[-1] = 0  # the last coordinate follows from the others
-    return _Keys(low.astype(np.int64), strides, base, 62 - int(used))
+    return Keys(low.astype(np.int64), strides, base, 62 - int(used))
 
 
 @njit(nogil=True, cache=True)
