@@ -19,7 +19,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from tagseg import artifacts, store
-from tagseg.artifacts import LabelSet, MapSet, Scores, Weights
+from tagseg.artifacts import LabelSet, MapSet, Scores, SuperpixelSet, Weights
 from tagseg.store import Artifact, Run, Work, stage
 from tagseg.types import ClassMaps, DataError, IntegrityError, Labels
 from toy_chain import ScoreConfig
@@ -285,3 +285,38 @@ def test_only_png_is_read_as_png() -> None:
     Image.new("L", (2, 2)).save(buffer, "BMP")
     with pytest.raises(OSError, match="cannot identify"):
         artifacts.read_png(buffer.getvalue())
+
+
+# ------------------------------------------------------------------------------------------------------ superpixels
+
+
+@contextmanager
+def written_superpixels(held: dict[str, np.ndarray]) -> Iterator[SuperpixelSet]:
+    @stage(SuperpixelSet, version=1)
+    def body(work: Work, cfg: ScoreConfig) -> None:
+        artifacts.write_superpixels(work, list(held), lambda members: ((i, held[i]) for i in members), {"kind": "x"})
+
+    with tempfile.TemporaryDirectory() as folder:
+        store._verified.clear()
+        yield body(Run(Path(folder)), CFG)
+
+
+@QUICK
+@given(st.data(), hnp.array_shapes(min_dims=2, max_dims=2, max_side=12))
+def test_superpixels_come_back(data: st.DataObject, shape: tuple[int, int]) -> None:
+    ids = data.draw(hnp.arrays(np.int32, shape, elements=st.integers(0, 2**16 - 1)))
+    with written_superpixels({"a": ids, "b/c": ids[::-1]}) as made:
+        assert made.ids == ["a", "b/c"]
+        assert made.meta == {"kind": "x"}
+        assert made.get("a").dtype == np.int32
+        assert np.array_equal(made.get("a"), ids)
+        assert np.array_equal(made.get("b/c"), ids[::-1])
+        with pytest.raises(DataError, match="holds no"):
+            made.get("c")
+
+
+def test_more_superpixels_than_16_bits_hold_are_an_error() -> None:
+    with pytest.raises(DataError, match="'a': found 65537, at most 65536"), written_superpixels(
+        {"a": np.full((2, 2), 2**16, np.int32)}
+    ):
+        pass

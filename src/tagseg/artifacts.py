@@ -1,4 +1,4 @@
-"""The kinds on disk, `Weights`, `MapSet`, `LabelSet`, `Scores`: one reader and one writer for each, no pickle."""
+"""The kinds on disk: weights, maps, labels, superpixels, scores; one reader and one writer for each, no pickle."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tagseg.store import Artifact, Work, atomic_file, write_atomic
 from tagseg.types import U8, ClassMaps, DataError, IntegrityError, Labels
@@ -19,6 +20,8 @@ from tagseg.types import U8, ClassMaps, DataError, IntegrityError, Labels
 if TYPE_CHECKING:
     from torch import Tensor
 
+I32 = NDArray[np.int32]
+U16 = NDArray[np.uint16]
 SHARD = 128
 INDEX = "index.json"
 META = "meta.json"
@@ -131,6 +134,14 @@ class LabelSet(_ShardedSet):
         return map(self.get, self.ids)
 
 
+class SuperpixelSet(_ShardedSet):
+    """Superpixels of a set of images: ids 0..n-1 of each image's regions, as grey PNG of 16 bits."""
+
+    def get(self, sample: str) -> I32:
+        """int32 (H,W)."""
+        return read_png(self._member(sample, ".superpixels.png")).astype(np.int32)
+
+
 def write_maps(
     work: Work, ids: Iterable[str], produce: Callable[[list[str]], Iterable[ClassMaps]], meta: dict[str, Any]
 ) -> None:
@@ -143,6 +154,13 @@ def write_labels(
 ) -> None:
     """Write the labels of `ids` shard by shard; `produce` gets the ids of one shard and gives their labels in order."""
     _write_shards(work, list(ids), lambda members: ((m.id, _label_members(m)) for m in produce(members)), meta)
+
+
+def write_superpixels(
+    work: Work, ids: Iterable[str], produce: Callable[[list[str]], Iterable[tuple[str, I32]]], meta: dict[str, Any]
+) -> None:
+    """Write the superpixels of `ids` shard by shard; `produce` gives (id, int32 (H,W)) for the ids of one shard."""
+    _write_shards(work, list(ids), lambda members: ((i, _superpixel_members(i, s)) for i, s in produce(members)), meta)
 
 
 def _map_members(maps: ClassMaps) -> dict[str, bytes]:
@@ -160,6 +178,14 @@ def _label_members(labels: Labels) -> dict[str, bytes]:
     return (
         members if labels.confidence is None else {**members, ".confidence.png": png(labels.confidence, palette=False)}
     )
+
+
+def _superpixel_members(sample: str, regions: I32) -> dict[str, bytes]:
+    count = int(regions.max()) + 1
+    if count > 2**16:
+        raise DataError(f"superpixels of {sample!r}: found {count}, at most {2**16} can be stored; ask for larger ones")
+    note = {"id": sample, "size": list(regions.shape), "count": count}
+    return {".json": json.dumps(note).encode(), ".superpixels.png": png(regions.astype(np.uint16), palette=False)}
 
 
 def _write_shards(
@@ -215,8 +241,8 @@ def palette() -> list[int]:
     return colours
 
 
-def png(pixels: U8, *, palette: bool) -> bytes:
-    """uint8 (H,W) as PNG bytes, with the VOC palette or as grey."""
+def png(pixels: U8 | U16, *, palette: bool) -> bytes:
+    """uint8 (H,W) as PNG bytes, with the VOC palette or as grey; uint16 (H,W) as grey."""
     from PIL import Image
 
     image, buffer = Image.fromarray(np.ascontiguousarray(pixels)), io.BytesIO()
@@ -230,7 +256,7 @@ _PALETTE = palette()
 
 
 def read_png(data: bytes) -> U8:
-    """The indices of a PNG that `png` wrote, uint8 (H,W)."""
+    """The indices of a PNG that `png` wrote, (H,W), uint8 or uint16 as written."""
     from PIL import Image
 
     return np.array(Image.open(io.BytesIO(data), formats=["PNG"]))

@@ -1,0 +1,44 @@
+"""A few generated scenes with coarse maps of their tagged classes, for the tests of what refines maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from tagseg.artifacts import MapSet, write_maps
+from tagseg.data.generated import scenes
+from tagseg.data.index import TaggedSet
+from tagseg.store import Run, Work, stage
+from tagseg.types import ClassMaps
+
+
+@dataclass(frozen=True)
+class Coarse:
+    """Maps of random values on cells of `cell` pixels."""
+
+    cell: int = 4
+
+
+def tagged_set(count: int = 5, side: int = 40) -> TaggedSet:
+    return scenes(f"scenes:basic?train={count}&val=0&size={side}", ["train"]).without_masks()
+
+
+def coarse(sample: str, classes: np.ndarray, size: tuple[int, int], cell: int) -> ClassMaps:
+    h, w = (-(-n // cell) for n in size)
+    rng = np.random.default_rng(list(sample.encode()))
+    scores = rng.random((len(classes), h, w), np.float32)
+    return ClassMaps(sample, classes, scores, size)
+
+
+@stage(MapSet, version=1)
+def maps(work: Work, tagged: TaggedSet, cfg: Coarse) -> None:
+    def produce(ids: list[str]) -> Iterable[ClassMaps]:
+        return (coarse(i, np.flatnonzero(tagged.tags_of(i)) + 1, tagged.source.size(i), cfg.cell) for i in ids)
+
+    write_maps(work, tagged.ids, produce, {})
+
+
+def made(run: Run, tagged: TaggedSet) -> MapSet:
+    return maps(run, tagged, Coarse())
