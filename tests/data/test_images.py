@@ -37,7 +37,8 @@ def row(path: Path) -> list[list[int]]:
     """The pixels of a one-row image as [r, g, b] lists."""
     pixels = decode(path)
     assert pixels.dtype == np.uint8
-    assert pixels.flags.c_contiguous
+    assert pixels.transpose(1, 2, 0).flags.c_contiguous  # nobody pays for turning it back
+    assert pixels.flags.writeable
     return pixels[:, 0].T.tolist()
 
 

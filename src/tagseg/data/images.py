@@ -89,9 +89,9 @@ def examine(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Decoded:
         image = _open(path, data, max_pixels)
         notes = _page_notes(image)
         image.load()
-        pixels = np.asarray(upright(to_rgb(image, notes), _orientation(image, notes)))
+        pixels = np.array(upright(to_rgb(image, notes), _orientation(image, notes)))
     digest = hashlib.sha256(data).hexdigest()
-    return Decoded(np.ascontiguousarray(pixels.transpose(2, 0, 1)), digest, tuple(notes))
+    return Decoded(pixels.transpose(2, 0, 1), digest, tuple(notes))  # a view: crops and filters want (H,W,3) back
 
 
 def decode_mask(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "h w"]:

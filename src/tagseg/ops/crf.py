@@ -45,9 +45,9 @@ def kernels(image: UInt8[np.ndarray, "h w 3"], *, sxy_gaussian: Number = 3.0, sx
     check_lengths(sxy_gaussian=sxy_gaussian, sxy_bilateral=sxy_bilateral, srgb=srgb)
     h, w = image.shape[:2]
     order = _strips(h, w)
-    columns = _columns(h, w, sxy_bilateral, 5)
-    for channel in range(3):
-        np.divide(image.reshape(-1, 3)[order, channel], np.float32(srgb), out=columns[2 + channel, :h * w])
+    columns = np.zeros((5, -(-h * w // 8) * 8), np.float32)
+    columns[:2, :h * w] = _positions(h, w, float(sxy_bilateral))
+    np.divide(image.reshape(-1, 3)[order].T, np.float32(srgb), out=columns[2:, :h * w])
     bilateral = lattices.normalised(lattices.build_columns(columns, h * w))
     return Kernels((h, w), order, _spatial(h, w, float(sxy_gaussian)), bilateral)
 
@@ -95,7 +95,7 @@ def dense_crf(image: UInt8[np.ndarray, "h w 3"], probabilities: Float32[np.ndarr
     With a `floor`, labels that stay under it in every pixel are left out of the solve and get probability 0: an
     approximation for many labels, off unless asked for.
     """
-    kept = at_least(probabilities, floor)
+    kept = at_least(probabilities, floor) if floor > 0 else np.arange(len(probabilities))
     if len(kept) < len(probabilities):
         result = np.zeros_like(probabilities)
         if len(kept):
@@ -125,7 +125,8 @@ def _among(compat: Compatibility, kept: np.ndarray) -> Compatibility:
 def unary_from_probabilities(probabilities: Float32[np.ndarray, "k h w"], *,
                              clip: float = 1e-5) -> Float32[np.ndarray, "k h w"]:
     """Unary energies -log p, with p not below `clip` (pydensecrf2's value)."""
-    return -np.log(np.clip(probabilities, np.float32(clip), np.float32(1.0)))
+    energies = np.clip(probabilities, np.float32(clip), np.float32(1.0))
+    return np.negative(np.log(energies, out=energies), out=energies)
 
 
 def unary_from_labels(labels: Integer[np.ndarray, "h w"], n: int, *, gt_prob: float = 0.7,
@@ -177,7 +178,7 @@ def weights_of(compat: Compatibility, k: int, name: str) -> np.ndarray:
 
 def _blurred(term: _Term, kind: tuple[int, ...]) -> _Term:
     """The blurred vertex values, their labels mixed by the compatibility (linear, so vertices do as well as pixels)."""
-    lattices.blur(term.lattice.chains, term.values, kind)
+    lattices.blur(term.lattice.chains, term.lattice.ends, term.values, kind)
     term.room.fill(0.0)
     return term if term.mix is None else replace(term, values=term.values @ term.mix)
 
@@ -193,19 +194,17 @@ def _strips(h: int, w: int) -> np.ndarray:
     return np.concatenate([pixels[:, x:x + _STRIP].ravel() for x in range(0, w, _STRIP)])
 
 
-def _columns(h: int, w: int, sxy: Number, count: int) -> np.ndarray:
-    """`count` rows of features of the pixels in strips; the first two are column and row in standard deviations."""
+@lru_cache(maxsize=4)
+def _positions(h: int, w: int, sxy: float) -> np.ndarray:
+    """Column and row in standard deviations of the pixels in strips, (2, h*w)."""
     order = _strips(h, w)
-    columns = np.zeros((count, -(-h * w // 8) * 8), np.float32)
-    for row, place in enumerate((order % w, order // w)):
-        np.divide(place.astype(np.float32), np.float32(sxy), out=columns[row, :h * w])
-    return columns
+    return np.stack([order % w, order // w]).astype(np.float32) / np.float32(sxy)
 
 
 @lru_cache(maxsize=4)
 def _spatial(h: int, w: int, sxy: float) -> Lattice:
     """The spatial kernel: the same for all images of one size."""
-    return lattices.normalised(lattices.build_columns(_columns(h, w, sxy, 2), h * w))
+    return lattices.normalised(lattices.build(_positions(h, w, sxy).T))
 
 
 def _check_solve(kernels: Kernels, unary: np.ndarray, iterations: int) -> None:

@@ -218,6 +218,24 @@ def where_equal(typing, left, right, value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
+def unless(typing, flag, value):  # type: ignore[no-untyped-def]
+    """`value` where the int64 `flag` is 0, zero where it is -1: without a branch that could be guessed wrong."""
+
+    def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        bits = ir.VectorType(_I32, value.width)
+        one = builder.insert_element(ir.Constant(bits, ir.Undefined), builder.not_(builder.trunc(args[0], _I32)), _I32(0))
+        mask = builder.shuffle_vector(one, one, ir.Constant(bits, [_I32(0)] * value.width))
+
+        def kept(p: int) -> Any:
+            part = _part(builder, args[1], p)
+            return builder.bitcast(builder.and_(builder.bitcast(part, bits), mask), part.type)
+
+        return _of_parts(builder, value, kept)
+
+    return value(types.int64, value), emit
+
+
+@intrinsic
 def store_whole(typing, array, position, vector):  # type: ignore[no-untyped-def]
     """Write the lanes, whole numbers, to elements `position ...` of a contiguous int32 array."""
 

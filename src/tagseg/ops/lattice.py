@@ -27,6 +27,7 @@ from tagseg.ops.lanes import (
     spread,
     store,
     store_whole,
+    unless,
     where_equal,
     whole,
 )
@@ -43,13 +44,15 @@ class Lattice:
 
     `vertices` and `weights` (N, d+1): vertex ids and barycentric weights of each point. `chains`: the ids of vertices
     that are neighbours along an axis, one chain after the other, axis after axis; the first of a chain is written ~id.
-    A vertex without neighbours along an axis is in none of its chains. `size`: M. `gain` scales the result:
+    A vertex without neighbours along an axis is in none of its chains. `ends` (d+2,): where an axis begins and ends.
+    `size`: M. `gain` scales the result:
     1 / (1 + 2^-d).
     """
 
     vertices: Int32[np.ndarray, "n d1"]
     weights: Float32[np.ndarray, "n d1"]
     chains: Int32[np.ndarray, " links"]
+    ends: Int64[np.ndarray, " d2"]
     size: int
     gain: float
 
@@ -80,8 +83,8 @@ def build_columns(columns: Float32[np.ndarray, "d padded"], n: int) -> Lattice:
     ends = np.array([columns[:, :n].min(1), columns[:, :n].max(1)]) if n and d else np.full((2, d), np.nan)
     keys = key_layout(ends, n)
     vertices, weights, table, m = _embed(columns, n, tuple(scale_of(d)), keys)
-    chains = _chains(np.sort(table[table != -1]), keys)
-    return Lattice(vertices, weights, chains, int(m), gain_of(d))
+    chains, ends = _chains(np.sort(table[table != -1]), keys)
+    return Lattice(vertices, weights, chains, ends, int(m), gain_of(d))
 
 
 def filter(lattice: Lattice, values: Float32[np.ndarray, "n l"]) -> Float32[np.ndarray, "n l"]:
@@ -97,7 +100,7 @@ def filter(lattice: Lattice, values: Float32[np.ndarray, "n l"]) -> Float32[np.n
     padded[:, :values.shape[1]] = values
     held = vertex_values(lattice, len(kind))
     _splat(lattice.vertices, lattice.weights, padded, held, kind)
-    blur(lattice.chains, held, kind)
+    blur(lattice.chains, lattice.ends, held, kind)
     _gather(lattice.vertices, lattice.weights, held, np.float32(lattice.gain), padded, kind)
     return np.ascontiguousarray(padded[:, :values.shape[1]])
 
@@ -266,7 +269,7 @@ def _chains(entries, keys):  # type: ignore[no-untyped-def]
     m, d1 = len(entries), len(keys.strides)
     key, ids = entries >> keys.bits, (entries & ((np.int64(1) << keys.bits) - 1)).astype(np.int32)
     first = np.searchsorted(key, np.arange(d1 + 1) * keys.base)  # of each remainder
-    chains, used = np.empty(d1 * m, np.int32), 0
+    chains, ends, used = np.empty(d1 * m, np.int32), np.zeros(d1 + 1, np.int64), 0
     down, has_up = np.empty(m, np.int32), np.empty(m, np.bool_)
     for axis in range(d1):
         down[:], has_up[:] = -1, False
@@ -287,25 +290,27 @@ def _chains(entries, keys):  # type: ignore[no-untyped-def]
                 while at >= 0:
                     chains[used] = ids[at]
                     used, at = used + 1, down[at]
-    return chains[:used].copy()
+        ends[axis + 1] = used
+    return chains[:used].copy(), ends
 
 
 @njit(nogil=True, cache=True)
-def blur(chains, values, lanes):  # type: ignore[no-untyped-def]
+def blur(chains, ends, values, lanes):  # type: ignore[no-untyped-def]
     """Blur the vertex values (M, L) by [1/2, 1, 1/2] along each axis, in place: along a chain each is read once."""
     labels, half, zero = len(lanes), np.float32(0.5), fill(np.float32(0), lanes)
-    before, here, at = zero, load(values, 0, lanes), 0
-    for i in range(len(chains)):
-        link = whole(chains, i)
-        if link < 0:
-            store(values, at, plus_product(here, before, half))
-            at = ~link * labels
-            before, here = zero, load(values, at, lanes)
-        else:
-            after = load(values, link * labels, lanes)
-            store(values, at, plus_product(here, before + after, half))
-            before, here, at = here, after, link * labels
-    store(values, at, plus_product(here, before, half))
+    for axis in range(len(ends) - 1):
+        if ends[axis] == ends[axis + 1]:
+            continue
+        at = ~whole(chains, ends[axis]) * labels
+        before, here = zero, load(values, at, lanes)
+        for i in range(ends[axis] + 1, ends[axis + 1]):
+            link = whole(chains, i)
+            first = link >> 63  # -1 where a chain begins, else 0
+            coming = (link ^ first) * labels
+            value = load(values, coming, lanes)
+            store(values, at, plus_product(here, before + unless(first, value), half))
+            before, here, at = unless(first, here), value, coming
+        store(values, at, plus_product(here, before, half))
 
 
 @njit(nogil=True, cache=True)
