@@ -24,6 +24,7 @@ from tagseg.runs.setup import own_folder
 from tagseg.store import lock
 from tiny import Tiny
 
+COMMANDS = ("demo", "doctor", "plan", "run", "predict", "refine", "evaluate", "report", "cache")
 HERE = Path(tiny.__file__).parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1",
                "PYTHONPATH": os.pathsep.join([str(HERE.parent / "src"), *filter(None, sys.path)])}
@@ -228,14 +229,14 @@ def test_help_is_fast_and_imports_nothing_heavy() -> None:
     done = subprocess.run(asked, env=ENVIRONMENT, capture_output=True, text=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime) < 0.5
-    for command in ("demo", "doctor", "plan", "run", "predict", "evaluate", "report", "cache"):
+    for command in COMMANDS:
         assert f"    {command} " in done.stdout
     code = "import sys, tagseg.cli; tagseg.cli.parser(); print({'torch', 'numpy', 'PIL', 'yaml'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 
 
-@pytest.mark.parametrize("command", ["demo", "doctor", "plan", "run", "predict", "evaluate", "report", "cache"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_has_a_one_line_example_that_parses(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main([command, "--help"])

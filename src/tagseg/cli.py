@@ -15,6 +15,15 @@ from tagseg._version import VERSION
 from tagseg.errors import Interrupted, TagsegError, UsageError
 
 EXIT_INTERRUPTED = 130
+_REFINE_EXAMPLE = "tagseg refine maps --images photos --with crf --out refined"
+_CRF = {
+    "sxy-gaussian": (float, "pixels (default: 3)"),
+    "compat-gaussian": (float, "weight of the smoothness kernel (default: 3)"),
+    "sxy-bilateral": (float, "pixels (default: 50)"),
+    "srgb": (float, "grey levels (default: 5)"),
+    "compat-bilateral": (float, "weight of the appearance kernel (default: 10)"),
+    "iterations": (int, "mean-field steps (default: 10)"),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -72,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
     _asked(_command(commands, "plan", plan, "the stages of a run and which are done", "tagseg plan cam photos"))
     _asked(_command(commands, "run", run, "learn masks from tags", "tagseg run cam photos --out runs/first"))
     _predict(_command(commands, "predict", predict, "masks of new images", "tagseg predict runs/first new --out masks"))
+    _refine(_command(commands, "refine", refine, "sharper masks from maps made elsewhere", _REFINE_EXAMPLE))
     _evaluate(_command(commands, "evaluate", evaluate, "score masks against truth", "tagseg evaluate masks truth"))
     _report(_command(commands, "report", report, "table and page of a run", "tagseg report runs/first"))
     _cache(_command(commands, "cache", cache, "list or clean stored results", "tagseg cache ls runs/.tagseg-cache"))
@@ -172,6 +182,55 @@ def _predict(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--max-bad", type=float, default=0.01, metavar="SHARE", help="share of unreadable files that is accepted"
     )
+    _machine(command)
+
+
+def _refine(command: argparse.ArgumentParser) -> None:
+    command.add_argument("maps", type=Path, metavar="MAPS", help="ID.npy, ID.npz or ID.png, or CLASS/ID.png")
+    command.add_argument("--images", type=Path, required=True, metavar="DIR", help="the images, same relative names")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="where results are written")
+    command.add_argument(
+        "--with",
+        type=_names,
+        default=("crf",),
+        dest="steps",
+        metavar="STEP,...",
+        help="affinity, superpixels, crf, or several (default: crf)",
+    )
+    command.add_argument(
+        "--save", type=_names, default=("mask",), metavar="KIND,...", help="mask, overlay, confidence, probabilities"
+    )
+    command.add_argument("--classes", type=Path, metavar="FILE", help="class names (default: MAPS/classes.txt)")
+    command.add_argument(
+        "--background",
+        choices=("auto", "first", "none"),
+        default="auto",
+        help="whether the first map is the background's (default: told by the number of classes)",
+    )
+    command.add_argument("--labels", action="store_true", help="MAPS holds class indices, 255 unsure")
+    command.add_argument("--gt-prob", type=float, default=0.7, metavar="P", help="trust in --labels (default: 0.7)")
+    command.add_argument(
+        "--threshold", type=float, metavar="T", help="the background's score where it has no map (default: Otsu's rule)"
+    )
+    command.add_argument(
+        "--floor", type=float, default=0.0, metavar="P", help="leave out classes under P at every pixel (default: none)"
+    )
+    for name, (kind, text) in _CRF.items():
+        command.add_argument(f"--{name}", type=kind, metavar="N" if kind is int else "X", help=text)
+    command.add_argument("--backbone", default="auto", metavar="NAME", help="of the affinity network (mobilenet_v2)")
+    command.add_argument("--weights", metavar="PATH", help="its pretrained weights: a file, a folder, or none")
+    command.add_argument("--budget", default="standard", metavar="NAME", help="its training: quick, standard or paper")
+    command.add_argument("--precision", default="auto", metavar="NAME", help="auto, fp32 or bf16")
+    command.add_argument("--seed", type=int, default=0, metavar="N")
+    command.add_argument(
+        "--set", action="append", default=[], dest="sets", metavar="NAME=VALUE", help="such as superpixels.kind=slic"
+    )
+    command.add_argument("--limit", type=int, metavar="N", help="at most N images")
+    command.add_argument("--follow-links", action="store_true", help="links that leave the folders count")
+    command.add_argument(
+        "--max-bad", type=float, default=0.01, metavar="SHARE", help="share of unusable files that is accepted"
+    )
+    command.add_argument("--cache", type=Path, metavar="DIR", help="where finished stages are kept (default: in --out)")
     _machine(command)
 
 
@@ -319,6 +378,48 @@ def predict(args: argparse.Namespace) -> None:
             f"{result['images']} images -> {result['out']}"
             + (f" ({result['bad_files']} unreadable, see bad_files.csv)" if result["bad_files"] else "")
         ),
+    )
+
+
+def refine(args: argparse.Namespace) -> None:
+    from tagseg.report.progress import Lines
+    from tagseg.runs.refine import refine
+
+    result = refine(_refine_request(args), Lines(), _on_signal())
+    for note in result["notes"]:
+        say(f"note: {note}")
+    background, bad = result["background"], result["bad_files"]
+    chosen = f"{background['threshold']:g}, " if "threshold" in background else ""
+    say(f"background: {chosen}{background['origin']}")
+    left = f" ({bad} unusable, see bad_files.csv)" if bad else ""
+    show(args, result, lambda: f"{result['images']} images -> {result['out']}{left}")
+
+
+def _refine_request(args: argparse.Namespace) -> Any:
+    from tagseg import config
+    from tagseg.data.folder import Reading
+    from tagseg.data.foreign_maps import MapReading
+    from tagseg.runs.refine import Config, RefineRequest, budgeted
+
+    images = Reading(limit=args.limit, max_bad=args.max_bad, workers=args.workers, follow_links=args.follow_links)
+    given = {name: getattr(args, name.replace("-", "_")) for name in _CRF}
+    sets = [f"crf.{name.replace('-', '_')}={value}" for name, value in given.items() if value is not None]
+    return RefineRequest(
+        maps=args.maps,
+        images=args.images,
+        out=args.out,
+        steps=args.steps,
+        reading=MapReading(args.classes, args.background, args.labels, args.gt_prob, args.floor, images),
+        cfg=config.load(budgeted(Config(), args.budget), None, (*args.sets, *sets)),
+        threshold=args.threshold,
+        save=args.save,
+        backbone=args.backbone,
+        weights=args.weights,
+        device=args.device,
+        precision=args.precision,
+        seed=args.seed,
+        workers=args.workers,
+        cache=args.cache,
     )
 
 
