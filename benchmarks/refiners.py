@@ -28,7 +28,7 @@ def settled(cfg: Any, prepared: Prepared) -> Any:
     return configure(cfg, prepared.request, prepared.device, prepared.precision, prepared.backbone)
 
 
-def refined(run: Run, prepared: Prepared) -> dict[str, tuple[Scores, LabelSet]]:
+def refined(run: Run, prepared: Prepared, forms: list[str]) -> dict[str, tuple[Scores, LabelSet]]:
     """The operating point and the labels of each refiner."""
     cfg, inputs = prepared.cfg, prepared.inputs
     tagged = inputs.tagged
@@ -46,7 +46,8 @@ def refined(run: Run, prepared: Prepared) -> dict[str, tuple[Scores, LabelSet]]:
         return {name or "threshold": (at, plain), f"{name} + crf" if name else "crf": (at, sharp)}
 
     results = both(found, "")
-    for form, beta in (("irn", 10.0), ("psa", 8.0)):
+    for form in forms:
+        beta = {"irn": 10.0, "psa": 8.0}[form]
         net = affinity.train(run, tagged, confident, inputs.pretrained, settled(affinity.Affinity(form=form), prepared))
         walked = walk.maps(run, some, found, net, settled(walk.Walk(beta=beta), prepared))
         results |= both(walked, f"affinity ({form})")
@@ -62,6 +63,7 @@ def main() -> None:
     words.add_argument("--backbone", default="mobilenet_v2")
     words.add_argument("--weights", required=True)
     words.add_argument("--cache", type=Path, required=True)
+    words.add_argument("--forms", default="irn", help="of affinity networks: irn, psa or both, with a comma")
     asked = words.parse_args()
     request = Request(method="cam", data=asked.data, out=asked.cache / "refiners", train=tuple(asked.train.split(",")),
                       backbone=asked.backbone, weights=asked.weights, cache=asked.cache)  # fmt: skip
@@ -69,7 +71,7 @@ def main() -> None:
     assert prepared.truth is not None, f"{asked.data}: no masks to measure with"
     start, rows = time.monotonic(), []
     run = Run(asked.cache, 2, progress=lambda stage, done, total, note: print(stage, done, total, note, flush=True))
-    results = refined(run, prepared)
+    results = refined(run, prepared, asked.forms.split(","))
     for name, (at, labels) in results.items():
         document = measure.labels(run, labels, prepared.truth, measure.MeasureLabels()).read()
         entry = measure.entry(document, document["images"], float(at.read()["threshold"]))
