@@ -17,8 +17,10 @@ from tagseg.data.loader import (
     FILL,
     Augment,
     Draws,
+    Shapes,
     Window,
     crop_shape,
+    crop_shapes,
     cut,
     draw,
     jitter,
@@ -56,7 +58,8 @@ def draws(seed: int = 0, pause: float = 0.0, augment: Augment | None = None) -> 
     ids = tuple(f"{i:02d}" for i in range(10))
     tags = np.arange(10)[:, None] % 3 == np.arange(3)
     augment = augment or Augment(size=40)
-    return Draws(Noise(pause), ids, tags, CROP, augment, 4, seed, lambda i: Noise().read(i)[0] % 4, positives=0.5)
+    shapes = Shapes((CROP,), np.zeros(10, int))
+    return Draws(Noise(pause), ids, tags, shapes, augment, 4, seed, lambda i: Noise().read(i)[0] % 4, positives=0.5)
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -209,17 +212,52 @@ def test_tagged_images_are_repeated_to_the_share_that_was_asked_for() -> None:
 def test_each_pass_draws_every_image_once(images: int, batch: int, seed: int) -> None:
     line = np.arange(100, 100 + images)
     steps = -(-3 * images // batch)
-    drawn = [m for step in range(steps) for m in members(line, batch, seed, step)]
+    drawn = [m for step in range(steps) for m in members([line], batch, seed, step)[1]]
     assert [number for _, number in drawn] == list(range(steps * batch))
     for epoch in range(3):
         assert sorted(i for i, _ in drawn[epoch * images : (epoch + 1) * images]) == line.tolist()
 
 
+def test_groups_are_drawn_by_their_size_and_passes_within_them_are_whole() -> None:
+    lines = [np.arange(0, 30), np.arange(30, 40)]
+    seen: list[list[int]] = [[], []]
+    for step in range(400):
+        group, drawn = members(lines, 4, 7, step)
+        assert [number for _, number in drawn] == list(range(4 * step, 4 * step + 4))
+        assert {i for i, _ in drawn} <= set(lines[group].tolist())
+        seen[group] += [i for i, _ in drawn]
+    for line, found in zip(lines, seen, strict=True):
+        passes = len(found) // len(line)
+        assert all(sorted(found[p * len(line):(p + 1) * len(line)]) == line.tolist() for p in range(passes))
+    assert 0.7 < len(seen[0]) / 1600 < 0.8  # 30 of 40 images
+
+
+def test_crop_shapes_follow_the_aspect_ratio_where_enough_images_have_it() -> None:
+    wide, square, odd = (100, 240), (150, 150), (300, 100)
+    sizes = [wide] * 6 + [square] * 20 + [odd] * 2
+    crops, group = crop_shapes(sizes, 160, few=5)
+    assert crops == (crop_shape([square] * 20 + [odd] * 2, 160), crop_shape([wide], 160))  # odd ones join the nearest
+    assert group.tolist() == [1] * 6 + [0] * 22
+    assert len(crop_shapes(sizes, 160, few=2).crops) == 3
+    assert crop_shapes([(100, 150), (110, 150), (100, 160)], 160, few=1).crops == (crop_shape([(100, 150)], 160),)
+
+
+def test_an_image_of_a_group_is_shown_almost_whole() -> None:
+    """What one shape for all would cut away: at zoom 1 the window covers at least 84 % of each side."""
+    rng = np.random.default_rng(0)
+    sizes = [(int(h), int(w)) for h, w in rng.integers(100, 260, (200, 2))]
+    crops, group = crop_shapes(sizes, 160, few=1)
+    for size, kind in zip(sizes, group, strict=True):
+        box = window(size, crops[kind], Augment(size=160, scale=(1.0, 1.0)), rng).box
+        assert (box[2] - box[0]) / size[1] > 0.8
+        assert (box[3] - box[1]) / size[0] > 0.8
+
+
 def test_passes_differ_in_order() -> None:
     line = np.arange(50)
-    first, second = ([i for i, _ in members(line, 50, 0, step)] for step in (0, 1))
+    first, second = ([i for i, _ in members([line], 50, 0, step)[1]] for step in (0, 1))
     assert first != second
-    assert first != [i for i, _ in members(line, 50, 1, 0)]
+    assert first != [i for i, _ in members([line], 50, 1, 0)[1]]
 
 
 def test_jitter_of_strength_zero_changes_nothing() -> None:

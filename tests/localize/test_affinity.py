@@ -99,7 +99,7 @@ def some_batch(step: int) -> Batch:
 
 
 def test_each_kind_counts_as_a_whole_whatever_its_number() -> None:
-    batch = Paired(some_batch, (8, 8), 3)(0)
+    batch = Paired(some_batch, 4, 3)(0)
     pairs, shares = batch["pairs"], batch["shares"]
     assert torch.equal(pairs, kinds(resize_labels(some_batch(0)["labels"], (8, 8)), 3))
     for kind, whole in ((BOTH_BACKGROUND, 0.25), (SAME_CLASS, 0.25), (APART, 0.5)):
@@ -122,15 +122,15 @@ def test_the_loss_of_one_boundary_everywhere_by_hand() -> None:
     assert model.score.bias is not None
     nn.init.constant_(model.score.bias, 1.0)
     p = 1 / (1 + math.exp(-1))
-    batch = Paired(some_batch, (8, 8), 4)(0)
-    loss = PairLoss((8, 8), 4).total(model, batch).item()
+    batch = Paired(some_batch, 4, 4)(0)
+    loss = PairLoss(4).total(model, batch).item()
     assert loss == pytest.approx(-0.5 * math.log(1 - p) - 0.5 * math.log(p), rel=1e-4)
 
 
 @pytest.mark.parametrize("displacement", [False, True])
 def test_splitting_a_batch_changes_nothing(displacement: bool) -> None:
-    model, loss = net(displacement), PairLoss((8, 8), 4)
-    batch = Paired(some_batch, (8, 8), 4)(0)
+    model, loss = net(displacement), PairLoss(4)
+    batch = Paired(some_batch, 4, 4)(0)
     halves = [{n: t[part] for n, t in batch.items()} for part in (slice(0, 2), slice(2, 4))]
     whole = loss.total(model, batch).item()
     assert whole == pytest.approx(sum(loss.total(model, half).item() for half in halves), rel=1e-5)

@@ -80,7 +80,7 @@ def test_what_was_trained_is_remembered(trained: Tiny) -> None:
     weights, cfg = trained.fitted.classifier, trained.prepared.cfg.classifier
     assert weights.meta["classes"] == list(trained.prepared.inputs.tagged.classes)
     assert (weights.meta["backbone"], weights.meta["stride"]) == ("small", cfg.stride)
-    assert weights.meta["crop"] == [48, 48]
+    assert weights.meta["crops"] == [[48, 48]]
     history = json.loads((weights.path / "history.json").read_text())
     assert len(history) == 24  # 192 images in batches of 8
     assert np.mean([loss for _, loss, _ in history[-6:]]) < np.mean([loss for _, loss, _ in history[:6]])

@@ -1,11 +1,15 @@
-"""Training batches: crop first, resize only the crop, bytes until the device; a batch is a function of (seed, step)."""
+"""Training batches: crop first, resize only the crop, bytes until the device; a batch is a function of (seed, step).
+
+Images of one batch have about one aspect ratio, so that a crop of its shape loses little of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -17,11 +21,12 @@ from tagseg.data.index import ImageSource
 from tagseg.types import IGNORE, U8
 
 FILL = (124, 116, 104)  # the mean colour that the pretrained weights were trained with
+_ASPECTS = 1.4  # from one group of aspect ratios to the next
 
 
 @dataclass(frozen=True)
 class Augment:
-    """`size`: square root of the crop's area in pixels; its shape follows the set's median aspect ratio.
+    """`size`: square root of the crop's area in pixels; its shape follows the images' aspect ratio.
 
     `scale`: range of the random zoom of the whole image against the crop; `colour`: strength of brightness, contrast
     and saturation jitter.
@@ -46,6 +51,33 @@ def crop_shape(sizes: list[tuple[int, int]], size: int, multiple: int = 16) -> t
     aspect = float(np.clip(np.exp(aspect), 1 / 3, 3))
     h, w = size / aspect**0.5, size * aspect**0.5
     return (max(multiple, round(h / multiple) * multiple), max(multiple, round(w / multiple) * multiple))
+
+
+class Shapes(NamedTuple):
+    """Crop shapes (h, w) of equal area for groups of images of about one aspect ratio, and each image's group (N,)."""
+
+    crops: tuple[tuple[int, int], ...]
+    group: np.ndarray
+
+
+def crop_shapes(sizes: list[tuple[int, int]], size: int, few: int) -> Shapes:
+    """A crop shape for each group of aspect ratios among `sizes` [(H,W), ...]; a group has at least `few` images.
+
+    One shape for all would cut up to half off the images of another shape, and with it what their tags name. Images
+    within about a fifth of the median aspect ratio stay one group.
+    """
+    aspects = np.log([w / h for h, w in sizes])
+    steps = np.rint((aspects - np.median(aspects)) / np.log(_ASPECTS)).astype(np.int64)
+    while len(kinds := np.unique(steps, return_counts=True)[0]) > 1:
+        counts = [int((steps == kind).sum()) for kind in kinds]
+        rare = int(np.argmin(counts))
+        if counts[rare] >= few:
+            break
+        others = np.delete(kinds, rare)
+        steps[steps == kinds[rare]] = others[np.argmin(np.abs(others - kinds[rare]))]
+    group = np.searchsorted(kinds, steps)
+    return Shapes(tuple(crop_shape([s for s, g in zip(sizes, group, strict=True) if g == kind], size)
+                        for kind in range(len(kinds))), group)
 
 
 def window(shape: tuple[int, int], crop: tuple[int, int], augment: Augment, rng: np.random.Generator) -> Window:
@@ -110,11 +142,21 @@ def lined_up(tags: np.ndarray, positives: float) -> np.ndarray:
     return np.concatenate([others, np.repeat(tagged, max(times, 1))])
 
 
-def members(line: np.ndarray, batch: int, seed: int, step: int) -> list[tuple[int, int]]:
-    """The (image index, draw number) of each member of a batch: passes over the line in an order of (seed, pass)."""
-    draws, n = range(step * batch, (step + 1) * batch), len(line)
-    orders = {epoch: np.random.default_rng([seed, 1, epoch]).permutation(line) for epoch in {d // n for d in draws}}
-    return [(int(orders[d // n][d % n]), d) for d in draws]
+def turn(shares: np.ndarray, seed: int, step: int) -> tuple[int, int]:
+    """Which of the groups a step draws from, in proportion to their `shares`, and how often it was drawn before."""
+    if len(shares) == 1:
+        return 0, step
+    drawn = np.searchsorted(np.cumsum(shares)[:-1] / shares.sum(), np.random.default_rng([seed, 3]).random(step + 1))
+    return int(drawn[step]), int((drawn[:step] == drawn[step]).sum())
+
+
+def members(lines: Sequence[np.ndarray], batch: int, seed: int, step: int) -> tuple[int, list[tuple[int, int]]]:
+    """The group of a batch, and (image index, draw number) of its members: passes over the group's line of images."""
+    group, before = turn(np.array([len(line) for line in lines]), seed, step)
+    places, line = range(before * batch, (before + 1) * batch), lines[group]
+    n = len(line)
+    orders = {epoch: np.random.default_rng([seed, 1, epoch]).permutation(line) for epoch in {p // n for p in places}}
+    return group, [(int(orders[p // n][p % n]), step * batch + i) for i, p in enumerate(places)]
 
 
 @dataclass(frozen=True)
@@ -127,7 +169,7 @@ class Draws:
     source: ImageSource
     ids: tuple[str, ...]
     tags: np.ndarray  # bool (N,C)
-    crop: tuple[int, int]
+    shapes: Shapes
     augment: Augment
     batch: int
     seed: int
@@ -136,8 +178,8 @@ class Draws:
 
     def __call__(self, step: int) -> dict[str, Tensor]:
         """Batch of a step: `images` uint8 (B,3,h,w), `tags` bool (B,C) and, with labels, `labels` uint8 (B,h,w)."""
-        chosen = members(lined_up(self.tags, self.positives), self.batch, self.seed, step)
-        drawn = [self._draw(index, number) for index, number in chosen]
+        group, chosen = self._members(step)
+        drawn = [self._draw(index, number, self.shapes.crops[group]) for index, number in chosen]
         batch = {
             "images": torch.from_numpy(np.stack([image for image, _ in drawn])),
             "tags": torch.from_numpy(self.tags[[index for index, _ in chosen]]),
@@ -148,16 +190,21 @@ class Draws:
 
     def names(self, step: int) -> list[str]:
         """The ids of a step's batch."""
-        return [
-            self.ids[index] for index, _ in members(lined_up(self.tags, self.positives), self.batch, self.seed, step)
-        ]
+        return [self.ids[index] for index, _ in self._members(step)[1]]
 
-    def _draw(self, index: int, number: int) -> tuple[U8, U8 | None]:
+    def _members(self, step: int) -> tuple[int, list[tuple[int, int]]]:
+        return members(self._lines, self.batch, self.seed, step)
+
+    @cached_property
+    def _lines(self) -> list[np.ndarray]:
+        """The images of each group, in a line."""
+        line = lined_up(self.tags, self.positives)
+        return [line[self.shapes.group[line] == group] for group in range(len(self.shapes.crops))]
+
+    def _draw(self, index: int, number: int, crop: tuple[int, int]) -> tuple[U8, U8 | None]:
         sample = self.ids[index]
         labels = None if self.labels is None else self.labels(sample)
-        return draw(
-            self.source.read(sample), labels, self.crop, self.augment, np.random.default_rng([self.seed, 2, number])
-        )
+        return draw(self.source.read(sample), labels, crop, self.augment, np.random.default_rng([self.seed, 2, number]))
 
 
 @contextmanager

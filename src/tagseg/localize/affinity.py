@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tagseg.artifacts import LabelSet, Weights, write_weights
 from tagseg.data.index import TaggedSet
-from tagseg.data.loader import Augment, Draws, crop_shape, prefetched
+from tagseg.data.loader import Augment, Draws, crop_shapes, prefetched
 from tagseg.data.weights import Pretrained
 from tagseg.nets.affinity_net import EdgeNet, Form, PairNet, affinity_net, feature_affinity
 from tagseg.nets.backbones import build
@@ -80,12 +80,12 @@ def train(work: Work, tagged: TaggedSet, labels: LabelSet, pretrained: Pretraine
         displacement=cfg.displacement,
         frozen=not pretrained.is_random,
     )
-    crop = crop_shape([tagged.source.size(i) for i in tagged.ids], cfg.augment.size)
+    shapes = crop_shapes([tagged.source.size(i) for i in tagged.ids], cfg.augment.size, cfg.schedule.batch)
     draws = Draws(
         tagged.source,
         tagged.ids,
         tagged.tags,
-        crop,
+        shapes,
         cfg.augment,
         cfg.schedule.batch,
         seed,
@@ -93,15 +93,14 @@ def train(work: Work, tagged: TaggedSet, labels: LabelSet, pretrained: Pretraine
         cfg.positives,
     )
     radius = cfg.radius or RADIUS[cfg.form]
-    grid = (crop[0] // model.tap.stride, crop[1] // model.tap.stride)
     body = [] if model.stages.frozen else list(model.stages.backbone.parameters())
     head = [p for name, p in model.named_parameters() if not name.startswith("stages.")]
-    with prefetched(Paired(draws, grid, radius)) as batches:
+    with prefetched(Paired(draws, model.tap.stride, radius)) as batches:
         task = Task(
             model,
             optimiser(cfg.schedule, body, head),
             batches,
-            PairLoss(grid, radius),
+            PairLoss(radius),
             steps(cfg.schedule, len(tagged)),
             seed,
             cfg.device,
@@ -119,7 +118,7 @@ def train(work: Work, tagged: TaggedSet, labels: LabelSet, pretrained: Pretraine
             "width": cfg.width,
             "displacement": cfg.displacement,
             "size": cfg.augment.size,
-            "crop": list(crop),
+            "crops": [list(crop) for crop in shapes.crops],
             "radius": radius,
         },
     )
@@ -127,19 +126,20 @@ def train(work: Work, tagged: TaggedSet, labels: LabelSet, pretrained: Pretraine
 
 @dataclass(frozen=True)
 class Paired:
-    """Batches with what is known of each pair of cells within `radius`: labels are read at the cells of `grid`.
+    """Batches with what is known of each pair of cells within `radius`; a cell is `stride` pixels wide.
 
     Adds `pairs` uint8 (n,f,h,w), the kind of the pair of a cell and the cell at offset f, and `shares` float32 (n,3),
     the weight of one pair of each kind: each kind is divided by its own count over the whole batch.
     """
 
     draws: Callable[[int], Batch]
-    grid: tuple[int, int]
+    stride: int
     radius: int
 
     def __call__(self, step: int) -> Batch:
         batch = self.draws(step)
-        pairs = kinds(resize_labels(batch["labels"], self.grid), self.radius)
+        h, w = batch["labels"].shape[1:]
+        pairs = kinds(resize_labels(batch["labels"], (h // self.stride, w // self.stride)), self.radius)
         counts = torch.bincount(pairs.flatten(), minlength=4)[1:].clamp(min=1)
         shares = torch.tensor([0.25, 0.25, 0.5]) / counts  # same label: half for background, half for classes
         return {"images": batch["images"], "pairs": pairs, "shares": shares.expand(len(pairs), -1)}
@@ -162,7 +162,6 @@ def kinds(labels: UInt8[Tensor, "n h w"], radius: int) -> UInt8[Tensor, "n f h w
 class PairLoss:
     """Cross-entropy of the affinity of pairs, each kind normalised by its count: IRN's and PSA's loss alike."""
 
-    grid: tuple[int, int]
     radius: int
 
     def count(self, batch: Batch) -> float:
@@ -171,9 +170,9 @@ class PairLoss:
     def total(self, model: nn.Module, batch: Batch) -> Tensor:
         assert isinstance(model, EdgeNet | PairNet)
         images, pairs = batch["images"], batch["pairs"]
-        size = (images.shape[2], images.shape[3])
+        size, grid = (images.shape[2], images.shape[3]), (pairs.shape[2], pairs.shape[3])
         raw = model(model.preprocess(images.float() / 255))
-        out = resample(raw, stride=model.tap.stride, offset=model.tap.offset, in_size=size, out_size=self.grid)
+        out = resample(raw, stride=model.tap.stride, offset=model.tap.offset, in_size=size, out_size=grid)
         weights = F.pad(batch["shares"], (1, 0)).gather(1, pairs.flatten(1).long()).view(pairs.shape)
         close = affinity(model, out, self.radius)
         cost = -torch.log(torch.where(pairs == APART, 1 - close, close) + EPS)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tagseg.artifacts import Weights, write_weights
 from tagseg.data.index import TaggedSet
-from tagseg.data.loader import Augment, Draws, crop_shape, prefetched
+from tagseg.data.loader import Augment, Draws, crop_shapes, prefetched
 from tagseg.data.weights import Pretrained
 from tagseg.nets.backbones import Backbone, build
 from tagseg.nets.tag_head import TagHead
@@ -85,7 +85,7 @@ class TagLoss:
         return each.mean(1).sum()  # cam Eq. 3
 
 
-@stage(Weights, version=1)
+@stage(Weights, version=2)
 def train(work: Work, tagged: TaggedSet, pretrained: Pretrained, cfg: Classify) -> None:
     """Train the tag classifier on all images that have a tag row (negatives included)."""
     images = tagged.training()
@@ -94,8 +94,8 @@ def train(work: Work, tagged: TaggedSet, pretrained: Pretrained, cfg: Classify) 
     seed = int(cfg.seed)
     torch.manual_seed(seed)
     model = TagNet(build(cfg.backbone, stride=cfg.stride, weights_state=pretrained.start), len(tagged.classes))
-    crop = crop_shape([images.source.size(i) for i in images.ids], cfg.augment.size)
-    draws = Draws(images.source, images.ids, images.tags, crop, cfg.augment, cfg.schedule.batch, seed)
+    shapes = crop_shapes([images.source.size(i) for i in images.ids], cfg.augment.size, cfg.schedule.batch)
+    draws = Draws(images.source, images.ids, images.tags, shapes, cfg.augment, cfg.schedule.batch, seed)
     body, head = list(model.backbone.parameters()), list(model.head.parameters())
     with prefetched(draws) as batches:
         task = Task(
@@ -117,7 +117,7 @@ def train(work: Work, tagged: TaggedSet, pretrained: Pretrained, cfg: Classify) 
             "backbone": cfg.backbone,
             "stride": cfg.stride,
             "classes": list(tagged.classes),
-            "crop": list(crop),
+            "crops": [list(crop) for crop in shapes.crops],
             "size": cfg.augment.size,
             "pooling": cfg.pooling,
             "lse_r": cfg.lse_r,

@@ -223,7 +223,8 @@ def unless(typing, flag, value):  # type: ignore[no-untyped-def]
 
     def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
         bits = ir.VectorType(_I32, value.width)
-        one = builder.insert_element(ir.Constant(bits, ir.Undefined), builder.not_(builder.trunc(args[0], _I32)), _I32(0))
+        keep = builder.not_(builder.trunc(args[0], _I32))
+        one = builder.insert_element(ir.Constant(bits, ir.Undefined), keep, _I32(0))
         mask = builder.shuffle_vector(one, one, ir.Constant(bits, [_I32(0)] * value.width))
 
         def kept(p: int) -> Any:

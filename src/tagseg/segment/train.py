@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tagseg.artifacts import LabelSet, Weights, write_weights
 from tagseg.data.index import TaggedSet
-from tagseg.data.loader import Augment, Draws, crop_shape, prefetched
+from tagseg.data.loader import Augment, Draws, crop_shapes, prefetched
 from tagseg.data.weights import Pretrained
 from tagseg.nets.backbones import build
 from tagseg.nets.deeplab import DeepLabV3Plus, LargeFov, Segmenter
@@ -96,7 +96,7 @@ class PixelLoss:
         return F.cross_entropy(full, target, weights, ignore_index=IGNORE, reduction="sum")  # cam Eq. 11
 
 
-@stage(Weights, version=1)
+@stage(Weights, version=2)
 def segmenter(work: Work, tagged: TaggedSet, labels: LabelSet, pretrained: Pretrained, cfg: Segment) -> None:
     """Train from pretrained weights on `labels`; tags only steer how often an image is drawn."""
     torch.manual_seed(int(cfg.seed))
@@ -104,12 +104,12 @@ def segmenter(work: Work, tagged: TaggedSet, labels: LabelSet, pretrained: Pretr
     outputs = len(tagged.classes) + 1 - shift
     model = make(cfg, outputs, pretrained.start)
     weights = class_weights(labels, tagged.ids, outputs, shift, cfg.balance)
-    crop = crop_shape([tagged.source.size(i) for i in tagged.ids], cfg.augment.size)
+    shapes = crop_shapes([tagged.source.size(i) for i in tagged.ids], cfg.augment.size, cfg.schedule.batch)
     draws = Draws(
         tagged.source,
         tagged.ids,
         tagged.tags,
-        crop,
+        shapes,
         cfg.augment,
         cfg.schedule.batch,
         int(cfg.seed),
@@ -139,7 +139,7 @@ def segmenter(work: Work, tagged: TaggedSet, labels: LabelSet, pretrained: Pretr
             "head": cfg.head,
             "width": cfg.width,
             "size": cfg.augment.size,
-            "crop": list(crop),
+            "crops": [list(crop) for crop in shapes.crops],
             "classes": list(tagged.classes),
             "has_background": tagged.has_background,
         },
