@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from tagseg import inference
 from tagseg.inference import Network, Seen, Views, count, net_shape, predict, resized
 from tagseg.localize.cam import network_of
 from tagseg.localize.classify import TagNet
 from tagseg.nets.backbones import build
+from tagseg.nets.folding import folded
 from tagseg.store import Run, Work
 from tagseg.types import U8
 
@@ -95,8 +98,8 @@ def test_several_scales_are_the_sum_of_single_ones(network: Network, tmp_path: P
     scales = (1.0, 0.75, 1.5)
     joint = run(network, tmp_path, IDS[:5], replace(VIEWS, scales=scales))
     single = [run(network, tmp_path, IDS[:5], replace(VIEWS, scales=(s,))) for s in scales]
-    for i, seen in enumerate(joint):
-        assert torch.equal(seen.values, single[0][i].values + single[1][i].values + single[2][i].values)
+    for i, seen in enumerate(joint):  # batches differ: images must fit at all scales
+        assert close(seen.values, single[0][i].values + single[1][i].values + single[2][i].values)
     assert count(replace(VIEWS, scales=scales)) == 6
     assert count(Views(flip=False)) == 1
 
@@ -119,24 +122,131 @@ def test_chunks_are_bounded_and_keep_the_order(images: int, channels: int, most:
         chunks = list(inference._chunks(Photos(), ids, channels, lambda size: size))
     assert [i for chunk in chunks for i in chunk] == ids
     for chunk in chunks:
-        values = sum(channels * h * w for h, w in map(Photos().size, chunk))
+        values = sum(channels * h * w + 3 * h * w // 4 for h, w in map(Photos().size, chunk))
         assert len(chunk) == 1 or (values <= most and len(chunk) <= 64)
 
 
-def test_batches_hold_images_of_one_shape_and_not_too_many(monkeypatch: pytest.MonkeyPatch, network: Network,
-                                                            tmp_path: Path) -> None:
-    seen: list[tuple[int, ...]] = []
-    real = network.module.forward
+class Watched(nn.Module):
+    """Notes the shapes of what it is shown in inference mode, so not of the trial passes before."""
 
-    def watched(x: Tensor) -> Tensor:
-        seen.append(tuple(x.shape))
-        return real(x)
+    shown: ClassVar[list[tuple[int, ...]]] = []
 
-    monkeypatch.setattr(network.module, "forward", watched)
-    run(network, tmp_path, views=replace(VIEWS, flip=False))
-    assert sum(shape[0] for shape in seen) == len(IDS)
-    assert max(shape[0] for shape in seen) == 3
-    assert {shape[2:] for shape in seen} == {net_shape(s, 48, 1.0, 16) for s in SHAPES}
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_inference_mode_enabled():
+            self.shown.append(tuple(x.shape))
+        return self.inner(x)
+
+
+@pytest.mark.parametrize(("flip", "views"), [(False, 13), (True, 26)])
+def test_batches_hold_images_of_one_shape_and_not_too_many(network: Network, tmp_path: Path, flip: bool,
+                                                            views: int) -> None:
+    Watched.shown.clear()
+    run(replace(network, module=Watched(network.module)), tmp_path, views=replace(VIEWS, flip=flip))
+    assert sum(shape[0] for shape in Watched.shown) == views
+    assert max(shape[0] for shape in Watched.shown) == (2 if flip else 3)
+    assert {shape[2:] for shape in Watched.shown} == {net_shape(s, 48, 1.0, 16) for s in SHAPES}
+
+
+@torch.no_grad()
+def slow(network: Network, id: str, views: Views) -> Tensor:
+    """One image, one view after the other, through the module as it was handed in."""
+    image, total = Photos().read(id), torch.zeros(())
+    size = (image.shape[1], image.shape[2])
+    for scale in views.scales:
+        shape = net_shape(size, views.size, scale, network.min_size)
+        x = network.preprocess(torch.from_numpy(resized(image, shape))[None].float() / 255)
+        for mirrored in (False, True):
+            grid = network.module(x.flip(3) if mirrored else x)
+            output = network.read(grid, shape, (size[0] // 2, size[1] // 2))[0]
+            total = total + (output.flip(2) if mirrored else output)
+    return total
+
+
+def test_the_fast_path_gives_what_the_module_gives(network: Network, tmp_path: Path) -> None:
+    views = replace(VIEWS, scales=(1.0, 0.75, 1.5))
+    for seen in run(network, tmp_path, views=views):
+        assert close(seen.values, slow(network, seen.id, views))
+
+
+def test_the_module_handed_in_stays_what_it_was(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    model = TagNet(build("small", stride=16), 3)
+    parts, before = [type(p) for p in model.modules()], copy.deepcopy(model.state_dict())
+    run(network_of(model), tmp_path, IDS[:2])
+    assert [type(p) for p in model.modules()] == parts
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_the_fast_copy_is_made_once_and_follows_the_weights(network: Network, tmp_path: Path,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    real = inference._rewritten
+    monkeypatch.setattr(inference, "_rewritten", lambda *args: (made.append(args[1]), real(*args))[1])
+    again = replace(network, module=copy.deepcopy(network.module))
+    one, two = run(again, tmp_path, IDS[:1]), run(again, tmp_path, IDS[:1])
+    assert made == ["cpu"]
+    assert torch.equal(one[0].values, two[0].values)
+    with torch.no_grad():
+        again.module.head.weight.mul_(2)
+    assert close(run(again, tmp_path, IDS[:1])[0].values, 2 * one[0].values)
+    assert made == ["cpu", "cpu"]
+
+
+def test_bf16_weights_are_those_that_autocast_would_make(network: Network) -> None:
+    x = torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(1)).contiguous(
+        memory_format=torch.channels_last)
+    plain = folded(network.module, x).to(memory_format=torch.channels_last)
+    rounded = inference._rewritten(network, "cpu", "bf16")
+    assert {p.weight.dtype for p in rounded.modules() if isinstance(p, nn.Conv2d)} == {torch.bfloat16}
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(rounded(x), plain(x))
+
+
+@dataclass(frozen=True)
+class Counted(Photos):
+    """Photos that note which were decoded."""
+
+    reads: list[str] = field(default_factory=list)
+
+    def read(self, id: str) -> U8:
+        self.reads.append(id)
+        return super().read(id)
+
+
+def test_each_image_is_decoded_once_and_at_most_one_chunk_ahead(network: Network, tmp_path: Path,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "CHUNK_VALUES", 1)  # chunks of one image
+    photos = Counted()
+    work = Work(Run(tmp_path, workers=1), "toy.predict", tmp_path)
+    views = replace(VIEWS, scales=(1.0, 0.75))
+    for place, _ in enumerate(predict(work, network, photos, IDS, views, device="cpu", precision="fp32"), 1):
+        assert photos.reads == list(IDS[:place + 1])
+    assert photos.reads == list(IDS)
+
+
+@dataclass(frozen=True)
+class Broken(Photos):
+    """Photo 03 cannot be decoded."""
+
+    def read(self, id: str) -> U8:
+        if id == "03":
+            raise ValueError(f"{id} is broken")
+        return super().read(id)
+
+
+def test_an_image_that_cannot_be_read_ends_the_pass(network: Network, tmp_path: Path,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "CHUNK_VALUES", 1)
+    work = Work(Run(tmp_path, workers=2), "toy.predict", tmp_path)
+    seen = predict(work, network, Broken(), IDS, VIEWS, device="cpu", precision="fp32")
+    assert [next(seen).id, next(seen).id] == list(IDS[:2])  # 02 is begun when 03 is read
+    with pytest.raises(ValueError, match="03 is broken"):
+        next(seen)
 
 
 @pytest.mark.parametrize(("size", "area", "scale", "least", "expected"), [

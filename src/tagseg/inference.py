@@ -5,10 +5,14 @@ Memory is bounded by chunks of images, the same for any number of workers, and s
 
 from __future__ import annotations
 
+import copy
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -17,6 +21,7 @@ from torch import Tensor, nn
 
 from tagseg.data.index import ImageSource
 from tagseg.nets.backbones import Preprocess
+from tagseg.nets.folding import folded, fused
 from tagseg.store import Work
 from tagseg.training.loop import precision as autocast
 from tagseg.training.memory import keep_freed
@@ -24,12 +29,15 @@ from tagseg.types import U8
 
 Size = tuple[int, int]
 Read = Callable[[Tensor, Size, Size], Tensor]
-CHUNK_VALUES = 40_000_000  # output numbers that may wait at once: 160 MB
+CHUNK_VALUES = 20_000_000  # outputs and images of a chunk, in numbers of 4 bytes: 80 MB; two chunks are held at once
 
 
 @dataclass(frozen=True)
 class Views:
-    """How an image is shown to the network: `size` is the square root of its area at scale 1, as in training."""
+    """How an image is shown to the network: `size` is the square root of its area at scale 1, as in training.
+
+    At most `batch` views of images pass the network together (2 at least where images are mirrored).
+    """
 
     size: int = 256
     scales: tuple[float, ...] = (1.0,)
@@ -56,10 +64,22 @@ class Network:
     min_size: int = 32
 
 
-class _Job(NamedTuple):
-    view: int
-    shape: Size
+class _Batch(NamedTuple):
+    """Images of a chunk, by their place in it, that get the same input size at every scale."""
+
+    shapes: tuple[Size, ...]
     members: list[int]
+
+
+class _Ready(NamedTuple):
+    """A network as it is run: module rewritten and on the device, mean and deviation of its input beside it."""
+
+    module: nn.Module
+    mean: Tensor  # (3,1,1)
+    deviation: Tensor  # (3,1,1)
+    read: Read
+    device: str
+    precision: str
 
 
 def predict(
@@ -73,23 +93,47 @@ def predict(
     precision: str,
     out_size: Callable[[Size], Size] = lambda size: size,
 ) -> Iterator[Seen]:
-    """Outputs of each image in the order of `ids`, summed over scales and flips (`count(views)` of them)."""
+    """Outputs of each image in the order of `ids`, summed over scales and flips (`count(views)` of them).
+
+    Each image is decoded once. While one chunk is computed and handed on, the next one is decoded and begun.
+    """
     keep_freed()
-    network.module.to(device).eval()
-    with one_thread(device):
-        for chunk in _chunks(source, ids, network.channels, out_size):
-            images = list(work.map(source.read, chunk))
-            jobs = _jobs([(i.shape[1], i.shape[2]) for i in images], views, network.min_size)
-            totals: list[Tensor | None] = [None] * len(chunk)
+    ready = _ready(network, device, precision)
 
-            def run(job: _Job, images: list[U8] = images) -> list[Tensor]:
-                return _forward(network, job, [images[m] for m in job.members], views.flip, device, precision, out_size)
+    def total(images: list[U8], batch: _Batch) -> list[Tensor]:
+        return _total(ready, batch.shapes, [images[m] for m in batch.members], views.flip, out_size)
 
-            for job, outputs in zip(jobs, work.map(run, jobs), strict=True):
-                for member, output in zip(job.members, outputs, strict=True):
-                    total = totals[member]
-                    totals[member] = output if total is None else total + output  # cam Eq. 5
-            yield from (Seen(i, image, t) for i, image, t in zip(chunk, images, totals, strict=True) if t is not None)
+    with one_thread(device), ThreadPoolExecutor(work.run.workers) as pool:
+        begun: deque[_Begun] = deque()
+        try:
+            for chunk in _chunks(source, ids, network.channels, out_size):
+                images = list(work.map(source.read, chunk))
+                batches = _batches([(i.shape[1], i.shape[2]) for i in images], views, network.min_size)
+                begun.append(_Begun(chunk, images, batches, [pool.submit(total, images, b) for b in batches]))
+                if len(begun) > 1:
+                    yield from _finished(begun.popleft())
+            while begun:
+                yield from _finished(begun.popleft())
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Begun(NamedTuple):
+    """A chunk whose batches are being computed."""
+
+    ids: list[str]
+    images: list[U8]
+    batches: list[_Batch]
+    outputs: list[Future[list[Tensor]]]
+
+
+def _finished(begun: _Begun) -> Iterator[Seen]:
+    """What was seen in a chunk, in its order."""
+    values: dict[int, Tensor] = {}
+    for batch, outputs in zip(begun.batches, begun.outputs, strict=True):
+        values.update(zip(batch.members, outputs.result(), strict=True))
+    for place, (id, image) in enumerate(zip(begun.ids, begun.images, strict=True)):
+        yield Seen(id, image, values.pop(place))
 
 
 def count(views: Views) -> int:
@@ -118,12 +162,13 @@ def net_shape(size: Size, area: int, scale: float, least: int) -> Size:
 def _chunks(
     source: ImageSource, ids: Sequence[str], channels: int, out_size: Callable[[Size], Size]
 ) -> Iterator[list[str]]:
-    """Consecutive ids whose outputs together stay under `CHUNK_VALUES`; a function of the list alone."""
+    """Consecutive ids whose images and outputs stay under `CHUNK_VALUES` together; a function of the list alone."""
     chunk: list[str] = []
     held = 0
     for sample in ids:
-        h, w = out_size(source.size(sample))
-        values = channels * h * w
+        size = source.size(sample)
+        h, w = out_size(size)
+        values = channels * h * w + 3 * size[0] * size[1] // 4
         if chunk and (held + values > CHUNK_VALUES or len(chunk) >= 64):
             yield chunk
             chunk, held = [], 0
@@ -133,42 +178,87 @@ def _chunks(
         yield chunk
 
 
-def _jobs(sizes: list[Size], views: Views, least: int) -> list[_Job]:
-    """Batches of images that get the same input size, scale by scale."""
-    jobs = []
-    for view, scale in enumerate(views.scales):
-        buckets: dict[Size, list[int]] = {}
-        for index, size in enumerate(sizes):
-            buckets.setdefault(net_shape(size, views.size, scale, least), []).append(index)
-        for shape, members in sorted(buckets.items()):
-            jobs += [_Job(view, shape, members[i : i + views.batch]) for i in range(0, len(members), views.batch)]
-    return jobs
+def _batches(sizes: list[Size], views: Views, least: int) -> list[_Batch]:
+    """Images that get the same input sizes at all scales, at most `views.batch` together, mirror images counted."""
+    most = max(1, views.batch // 2) if views.flip else views.batch
+    buckets: dict[tuple[Size, ...], list[int]] = {}
+    for index, size in enumerate(sizes):
+        shapes = tuple(net_shape(size, views.size, scale, least) for scale in views.scales)
+        buckets.setdefault(shapes, []).append(index)
+    return [
+        _Batch(shapes, members[i : i + most])
+        for shapes, members in sorted(buckets.items())
+        for i in range(0, len(members), most)
+    ]
+
+
+_KEPT: WeakKeyDictionary[Network, tuple[object, _Ready]] = WeakKeyDictionary()
+
+
+@torch.inference_mode(False)  # copies made in inference mode could not be looked through
+def _ready(network: Network, device: str, precision: str) -> _Ready:
+    """The network as it is run, kept until its weights change; the one handed in is only moved and set to eval mode."""
+    network.module.to(device).eval()
+    state = (device, precision, [(id(t), t._version) for t in network.module.state_dict(keep_vars=True).values()])
+    if network not in _KEPT or _KEPT[network][0] != state:
+        mean, deviation = (
+            torch.tensor(values, device=device).view(3, 1, 1)  # once: each copy to a device waits for it
+            for values in (network.preprocess.mean, network.preprocess.std)
+        )
+        module = _rewritten(network, device, precision)
+        _KEPT[network] = (state, _Ready(module, mean, deviation, network.read, device, precision))
+    return _KEPT[network][1]
+
+
+def _rewritten(network: Network, device: str, precision: str) -> nn.Module:
+    """A faster copy: batch norm folded, channels last, and what else the device and the precision allow."""
+    side = 16 * -(-max(64, network.min_size) // 16)
+    example = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    module = folded(copy.deepcopy(network.module).cpu(), example)
+    if precision == "bf16":
+        for conv in (part for part in module.modules() if isinstance(part, nn.Conv2d)):
+            conv.bfloat16()  # once, not in each pass: autocast would round these weights in the same way
+    elif device == "cpu":
+        module = fused(module, example)
+    return module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 @torch.inference_mode()
-def _forward(
-    network: Network,
-    job: _Job,
-    images: list[U8],
-    flip: bool,
-    device: str,
-    precision: str,
-    out_size: Callable[[Size], Size],
+def _total(
+    ready: _Ready, shapes: tuple[Size, ...], images: list[U8], flip: bool, out_size: Callable[[Size], Size]
 ) -> list[Tensor]:
-    """The outputs of one batch on each image's own output grid, mirrored view added after it was mirrored back."""
-    batch = torch.from_numpy(np.stack([resized(i, job.shape) for i in images])).to(device)
-    x = network.preprocess(batch.float() / 255)
+    """The outputs of one batch, each on its image's own output grid (K,h,w), summed over scales and mirrored views."""
     targets = [out_size((i.shape[1], i.shape[2])) for i in images]
-    with autocast(device, precision):
-        plain = network.module(x)
-        mirrored = network.module(x.flip(3)) if flip else None
-    outputs = [network.read(plain[i : i + 1], job.shape, t) for i, t in enumerate(targets)]
-    if mirrored is not None:
-        outputs = [
-            o + network.read(mirrored[i : i + 1], job.shape, t).flip(3)
-            for i, (o, t) in enumerate(zip(outputs, targets, strict=True))
-        ]
-    return [o[0].float().cpu() for o in outputs]
+    totals: list[Tensor] = []
+    for shape in shapes:
+        x = _input(ready, images, shape)
+        with autocast(ready.device, ready.precision):
+            grid = ready.module(torch.cat([x, x.flip(3)]) if flip else x).contiguous()
+        outputs = _outputs(ready, grid[: len(images)], shape, targets)
+        if flip:
+            mirrored = _outputs(ready, grid[len(images) :], shape, targets)
+            outputs = [o + m.flip(2) for o, m in zip(outputs, mirrored, strict=True)]
+        totals = [t + o for t, o in zip(totals, outputs, strict=True)] if totals else outputs  # cam Eq. 5
+    return [t.cpu() for t in totals]  # only here does the host wait for the device
+
+
+def _input(ready: _Ready, images: list[U8], shape: Size) -> Tensor:
+    """Normalised images (n,3,h,w) on the device, channels last; bytes travel, floats are made there."""
+    pixels = torch.from_numpy(np.stack([resized(i, shape) for i in images]))
+    if ready.device != "cpu":
+        pixels = pixels.pin_memory().to(ready.device, non_blocking=True)
+    x = (pixels.float() / 255 - ready.mean) / ready.deviation
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _outputs(ready: _Ready, grid: Tensor, shape: Size, targets: list[Size]) -> list[Tensor]:
+    """What the network said of each image of a batch, float32 on its output grid; equal grids are read together."""
+    outputs: dict[int, Tensor] = {}
+    for target in dict.fromkeys(targets):
+        members = [i for i, t in enumerate(targets) if t == target]
+        chosen = torch.stack([grid[i] for i in members])
+        outputs.update(zip(members, ready.read(chosen, shape, target).float(), strict=True))
+    return [outputs[i] for i in range(len(targets))]
 
 
 def resized(image: U8, shape: Size) -> U8:
