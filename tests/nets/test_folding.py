@@ -92,7 +92,7 @@ def test_a_hand_worked_fold() -> None:
     made = folded(net, picture(1, 4, 4, channels=1))
     assert float(made[0].weight) == 15.0  # 3 · 10/2
     assert float(made[0].bias) == 18.0  # (5 - 1) · 10/2 - 2
-    assert (float(conv.weight), float(conv.bias), type(net[1])) == (3.0, 5.0, nn.BatchNorm2d)
+    assert (conv.weight.item(), conv.bias.item(), type(net[1])) == (3.0, 5.0, nn.BatchNorm2d)
 
 
 class Net(nn.Module):

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from tagseg.artifacts import MapSet, Weights, write_maps, write_weights
 from tagseg.data.index import TaggedSet
-from tagseg.inference import Views, count
+from tagseg.inference import Seen, Views, count
 from tagseg.nets.affinity_net import EdgeNet, affinity_net
 from tagseg.nets.backbones import Backbone, Preprocess, Tap, build
 from tagseg.ops.geometry import align, enlarge, resample
 from tagseg.refine import affinity
-from tagseg.refine.affinity import Walk, predicted, shared_peak, spread
+from tagseg.refine.affinity import Walk, on_card, predicted, shared_peak, spread
 from tagseg.store import Run, Work, stage
 from tagseg.types import ClassMaps, DataError
 from tiny import Tiny
@@ -233,3 +233,22 @@ def test_images_without_classes_pass_and_are_not_shown_to_the_network(
 def test_other_weights_are_refused(trained: Tiny) -> None:
     with pytest.raises(DataError, match=r"weights of another network .*expected those of localize/affinity"):
         affinity.load(trained.fitted.classifier)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("form", ["irn", "psa"])
+def test_batches_for_a_card_give_the_same_maps(form: str, exact: bool) -> None:
+    """On the processor here: grids of different sizes and numbers of classes together, equal to each alone."""
+    rng = np.random.default_rng(3)
+    model = affinity_net(form, build("small", stride=8), align=align, width=4).eval()  # type: ignore[arg-type]
+    channels = 1 if form == "irn" else model.channels
+    values = [torch.from_numpy(rng.normal(0, 2, (channels, h, w)).astype(np.float32)) for h, w in ((12, 9), (8, 14))]
+    scores = [rng.random((k, 6, 7)).astype(np.float32) for k in (3, 1)]
+    maps = {str(i): ClassMaps(str(i), np.arange(1, 1 + len(s)), s, (48, 56)) for i, s in enumerate(scores)}
+    cfg = replace(CFG, views=Views(size=48, flip=False), exact=exact, steps=32, degree=30)
+    seen = iter([Seen(str(i), np.zeros((3, 48, 56), np.uint8), v) for i, v in enumerate(values)])
+    together = list(on_card(maps, seen, model, cfg))  # type: ignore[arg-type]
+    for i, found in enumerate(together):
+        alone = spread(maps[str(i)], values[i], model, cfg)
+        np.testing.assert_allclose(found.scores, alone.scores, atol=2e-5)
+        assert found.scores.shape == (len(scores[i]), *values[i].shape[1:])

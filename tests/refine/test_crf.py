@@ -106,3 +106,18 @@ def test_a_negative_needs_no_crf(trained: Tiny, tmp_path: Path, has_background: 
     maps = cam.maps(run, none, trained.fitted.classifier, trained.prepared.cfg.cam)
     for found in crf.labels(run, none, maps, trained.fitted.point, SHARP):
         assert (found.pixels == value).all()
+
+
+@pytest.mark.parametrize("unsure", [0.0, 0.6])
+def test_batches_for_a_card_give_the_same_labels(trained: Tiny, unsure: float) -> None:
+    """On the processor here: images of one size together, those with fewer classes filled up."""
+    tagged, cfg = trained.prepared.inputs.tagged, replace(SHARP, unsure_below=unsure)
+    maps = list(trained.fitted.maps)[:9]
+    assert len({len(m.classes) for m in maps}) > 1
+    found = crf.on_card(tagged, maps, 0.3, cfg)
+    assert set(found) == {m.id for m in maps if len(m.classes)}
+    for one in (m for m in maps if len(m.classes)):
+        alone = refine(tagged.source.read(one.id), one, 0.3, tagged.has_background, cfg)
+        assert (found[one.id].pixels == alone.pixels).mean() > 0.999
+        assert alone.confidence is not None
+        assert np.abs(found[one.id].confidence.astype(int) - alone.confidence).max() <= 1

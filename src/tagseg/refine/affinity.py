@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,11 +16,14 @@ from tagseg.data.index import TaggedSet
 from tagseg.inference import Network, Seen, Size, Views, count, net_shape, predict
 from tagseg.nets.affinity_net import EdgeNet, PairNet, affinity_net, feature_affinity
 from tagseg.nets.backbones import build
+from tagseg.ops import affinity_torch
 from tagseg.ops.affinity import chebyshev, damp, offsets, path_affinity, transition
 from tagseg.ops.affinity import walk as walked
 from tagseg.ops.geometry import align, enlarge, resample
 from tagseg.store import Work, stage
 from tagseg.types import F32, ClassMaps, DataError
+
+TOGETHER = 16  # images that are walked at a time on a graphics card
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,8 @@ def maps(work: Work, tagged: TaggedSet, found: MapSet, affinity: Weights, cfg: W
 
     def produce(ids: list[str]) -> Iterator[ClassMaps]:
         some = [i for i in ids if len(found.get(i).classes)]
-        done = work.map(one, predicted(work, model, tagged, some, cfg))
+        seen = predicted(work, model, tagged, some, cfg)
+        done = work.map(one, seen) if cfg.device == "cpu" else on_card(found, seen, model, cfg)
         for sample in ids:  # an image without classes has nothing to walk and is not looked at
             yield next(done) if len(found.get(sample).classes) else found.get(sample)
 
@@ -93,6 +98,36 @@ def spread(found: ClassMaps, values: Tensor, model: EdgeNet | PairNet, cfg: Walk
     start = np.ascontiguousarray(scores, np.float32)
     end = walked(steps, start, cfg.steps) if cfg.exact else chebyshev(steps, start, cfg.steps, cfg.degree)
     return ClassMaps(found.id, found.classes, shared_peak(end), found.size)
+
+
+def on_card(found: MapSet, seen: Iterator[Seen], model: EdgeNet | PairNet, cfg: Walk) -> Iterator[ClassMaps]:
+    """`spread`, several images at a time on the device of the config."""
+    while members := list(islice(seen, TOGETHER)):
+        values = [s.values / count(cfg.views) for s in members]
+        yield from _together([found.get(s.id) for s in members], values, model, cfg)
+
+
+def _together(found: list[ClassMaps], values: list[Tensor], model: EdgeNet | PairNet, cfg: Walk) -> list[ClassMaps]:
+    near, most = offsets(cfg.radius), max(len(f.classes) for f in found)
+    scores = [enlarge(f.scores, (v.shape[1], v.shape[2])) for f, v in zip(found, values, strict=True)]
+    start = [torch.from_numpy(np.pad(s, ((0, most - len(s)), (0, 0), (0, 0)))) for s in scores]
+    filled = affinity_torch.stack(start, 0.0).to(cfg.device)
+    if isinstance(model, PairNet):
+        steps = [(int(dy), int(dx)) for dy, dx in near]
+        close = affinity_torch.stack([feature_affinity(v[None], steps)[0] for v in values], 0.0).to(cfg.device)
+    else:
+        boundary = affinity_torch.stack([torch.sigmoid(v[0]) for v in values], 1.0).to(cfg.device)
+        filled, close = affinity_torch.damp(filled, boundary), affinity_torch.path_affinity(boundary, cfg.radius)
+    step = affinity_torch.transition(close, near, cfg.beta)
+    end = (
+        affinity_torch.walk(step, filled, cfg.steps)
+        if cfg.exact
+        else affinity_torch.chebyshev(step, filled, cfg.steps, cfg.degree)
+    ).cpu()
+    return [
+        ClassMaps(f.id, f.classes, shared_peak(e[: len(s), : s.shape[1], : s.shape[2]].numpy()), f.size)
+        for f, s, e in zip(found, scores, end, strict=True)
+    ]
 
 
 def shared_peak(raw: F32) -> F32:

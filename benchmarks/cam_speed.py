@@ -1,0 +1,127 @@
+"""Class activation maps at four scales, mirrored too: tagseg's pass against an IRN-style loop, written anew."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.measure import compare
+from benchmarks.photos import photos, rgb
+from benchmarks.processes import Job
+
+SCALES = (1.0, 0.5, 1.5, 2.0)
+CLASSES, IMAGES, ROUNDS = 20, 2, 3
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Files:
+    """Photos by path, decoded at each read."""
+
+    def size(self, id: str) -> Size:
+        from tagseg.data.images import read_size
+
+        return read_size(id)
+
+    def read(self, id: str) -> np.ndarray:
+        from tagseg.data.images import decode
+
+        return decode(id)
+
+    def digest(self, id: str) -> str:
+        return id
+
+
+def _network(name: str) -> Any:
+    import torch
+
+    from tagseg.localize.cam import network_of
+    from tagseg.localize.classify import TagNet
+    from tagseg.nets.backbones import build
+
+    torch.manual_seed(0)
+    return network_of(TagNet(build(name, stride=16), CLASSES).eval())
+
+
+def _wanted(size: Size) -> Size:
+    return -(-size[0] // 4), -(-size[1] // 4)
+
+
+def ours(network: Any, files: list[str], area: int, precision: str) -> list[np.ndarray]:
+    """Summed maps (C,h,w) of each photo, by the call that the stage `localize.cam` makes."""
+    from tagseg.inference import Views, predict
+    from tagseg.store import Run, Work
+
+    work = Work(Run(Path(), workers=1), "benchmark", Path())  # nothing is written
+    views = Views(size=area, scales=SCALES, flip=True)
+    seen = predict(work, network, Files(), files, views, device="cpu", precision=precision, out_size=_wanted)
+    return [one.values.numpy() for one in seen]
+
+
+def theirs(network: Any, files: list[str], area: int) -> list[np.ndarray]:
+    """The same sums, fp32: one photo at a time, decoded and resized anew for each scale, with its mirror image.
+
+    It is shown at the same sizes and its cells are read by the same geometry: then a difference is one of numbers.
+    """
+    import torch
+    from PIL import Image
+
+    from tagseg.inference import net_shape
+
+    found = []
+    for file in files:
+        maps: list[torch.Tensor] = []
+        for scale in SCALES:
+            image = rgb(file)
+            size, shape = image.shape[:2], net_shape(image.shape[:2], area, scale, network.min_size)
+            small = np.array(Image.fromarray(image).resize(shape[::-1], Image.Resampling.BILINEAR))
+            x = network.preprocess(torch.from_numpy(small.transpose(2, 0, 1)).contiguous()[None].float() / 255)
+            with torch.no_grad():
+                both = network.read(network.module(torch.cat([x, x.flip(3)])), shape, _wanted(size))
+            maps.append(both[0] + both[1].flip(2))
+        found.append(torch.stack(maps).sum(0).numpy())
+    return found
+
+
+def sides(files: list[str], area: int, precision: str, net: str) -> dict[str, Job]:
+    """Both ways on the same weights; `area` is the square root of the pixels shown at scale 1.
+
+    Each side runs in its own process: only ours changes how memory is kept (training/memory).
+    """
+    network = _network(net)
+    return {"ours": lambda: ours(network, files, area, precision), "peer": lambda: theirs(network, files, area)}
+
+
+def agreement(note: dict[str, Any], a: list[np.ndarray], b: list[np.ndarray]) -> float:
+    """Share of cells with the same best class; the largest difference of the maps goes to `note`."""
+    pairs = list(zip(a, b, strict=True))
+    note["maps_differ"] = max(float(np.abs(x - y).max() / np.abs(y).max()) for x, y in pairs)
+    return float(np.mean([(x.argmax(0) == y.argmax(0)).mean() for x, y in pairs]))
+
+
+def main(*, net: str = "timm:resnet50", job: str = "cam", area: int | None = None, images: int = IMAGES) -> None:
+    """`area`: by default that of the photos themselves, as IRN shows them."""
+    from tagseg.runs.setup import choose_precision
+
+    precision = choose_precision("auto", "cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        found = photos(images, Path(folder))
+        height, width = rgb(found.images[0]).shape[:2]
+        area = area or round((height * width) ** 0.5)
+        note: dict[str, Any] = {"maps_differ": None}  # filled when the two results are compared
+        compare(
+            job, peer="IRN-style loop: fp32, one photo at a time, decoded for each scale",
+            setting=f"{net}, stride 16, random weights, {found.words}, shown as {area}x{area} times "
+            f"{', '.join(map(str, SCALES))}, mirrored too; ours {precision}",
+            build=sides, args=(found.images, area, precision, net), agree=partial(agreement, note),
+            agreement_of="cells with the same best class", rounds=ROUNDS, more=note,
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
