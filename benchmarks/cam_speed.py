@@ -37,7 +37,7 @@ class Files:
         return id
 
 
-def _network(name: str) -> Any:
+def network_named(name: str) -> Any:
     import torch
 
     from tagseg.localize.cam import network_of
@@ -93,7 +93,7 @@ def sides(files: list[str], area: int, precision: str, net: str) -> dict[str, Jo
 
     Each side runs in its own process: only ours changes how memory is kept (training/memory).
     """
-    network = _network(net)
+    network = network_named(net)
     return {"ours": lambda: ours(network, files, area, precision), "peer": lambda: theirs(network, files, area)}
 
 
@@ -104,7 +104,12 @@ def agreement(note: dict[str, Any], a: list[np.ndarray], b: list[np.ndarray]) ->
     return float(np.mean([(x.argmax(0) == y.argmax(0)).mean() for x, y in pairs]))
 
 
-def main(*, net: str = "timm:resnet50", job: str = "cam", area: int | None = None, images: int = IMAGES) -> None:
+def main() -> None:
+    speed("timm:resnet50", "cam")
+    speed("mobilenet_v2", "cam-mobilenet_v2")
+
+
+def speed(net: str, job: str, *, area: int | None = None, images: int = IMAGES) -> None:
     """`area`: by default that of the photos themselves, as IRN shows them."""
     from tagseg.runs.setup import choose_precision
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -70,11 +71,13 @@ def agreement(one: list[np.ndarray], other: list[np.ndarray]) -> float:
     return float(np.mean([(a.argmax(0) == b.argmax(0)).mean() for a, b in zip(one, other, strict=True)]))
 
 
+def peer_installed() -> bool:
+    return importlib.util.find_spec("pydensecrf") is not None
+
+
 def main() -> None:
-    try:
-        import pydensecrf.densecrf  # noqa: F401
-    except ImportError:
-        raise CannotRun("pydensecrf2 is not installed (extra `bench`)") from None
+    if not peer_installed():
+        raise CannotRun("pydensecrf2 is not installed (extra `bench`)")
     with tempfile.TemporaryDirectory() as folder:
         paths, words = files(Path(folder))
         for job, labels, likely in (("crf-3", 3, None), ("crf-21", 21, None), ("crf-21-floor", 21, 3)):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import compare, not_measured
-from benchmarks.photos import photos
+from benchmarks.photos import SIZE, photos
 from benchmarks.processes import Job
 
 IMAGES = 40
@@ -25,7 +25,7 @@ def pairs(files: list[str], classes: int) -> Pairs:
     rng = np.random.default_rng(0)
     found = []
     for file in files:
-        truth = np.array(Image.open(file))
+        truth = np.array(Image.open(file).resize(SIZE, Image.Resampling.NEAREST))
         predicted = np.roll(np.where(truth == IGNORE, 0, truth), rng.integers(-4, 5, 2), (0, 1)).astype(np.uint8)
         for _ in range(6):
             y, x = (int(rng.integers(0, n)) for n in truth.shape)
@@ -84,7 +84,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = photos(IMAGES, Path(folder))
         common: dict[str, Any] = {
-            "setting": f"masks of {found.words}, {found.classes} classes and background",
+            "setting": f"masks of {found.words}, shown as {SIZE[0]}x{SIZE[1]}, {found.classes} classes and background",
             "build": sides, "agree": agreement, "agreement_of": "classes with equal IoU (1e-6)", "rounds": 5,
         }  # fmt: skip
         compare("miou", peer="per-image histograms, as mmsegmentation", args=(found.masks, found.classes, "histograms"),
