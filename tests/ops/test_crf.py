@@ -172,6 +172,14 @@ def test_a_floor_above_everything_keeps_the_best_label() -> None:
     assert dense_crf(np.zeros((4, 5, 3), np.uint8), p, floor=0.9).argmax(0).tolist() == [[1] * 5] * 4
 
 
+@pytest.mark.parametrize("k", [3, 5])
+def test_a_constant_energy_on_top_changes_nothing(k: int) -> None:
+    image, unary = small(10, 12, k)
+    usual, raised = mean_field(kernels(image), unary), mean_field(kernels(image), unary + np.float32(1e5))
+    np.testing.assert_allclose(raised.sum(0), 1, atol=1e-5)
+    assert np.abs(raised - usual).max() < 0.05  # 1e5 costs the energies their last digits
+
+
 @pytest.mark.parametrize("k", [1, 3, 9, 16])
 def test_no_compatibility_or_no_step_gives_the_softmax(k: int) -> None:
     image, unary = small(10, 11, k)

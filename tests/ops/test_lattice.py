@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tagseg.ops.lattice import build, filter, normalised
+from tagseg.ops.lattice import build, build_columns, filter, key_layout, normalised
 from tagseg.types import DataError
 
 
@@ -158,6 +158,26 @@ def test_features_must_be_finite_and_some(features: np.ndarray) -> None:
 def test_features_too_wide_for_a_key_say_what_to_change() -> None:
     with pytest.raises(DataError, match="use a larger sxy or srgb"):
         build(np.array([[0] * 5, [1e5] * 5], np.float32))
+
+
+@pytest.mark.parametrize(("size", "sxy", "srgb"), [((8000, 6000), 50, 5), ((12000, 8000), 50, 5), ((4000, 3000), 50, 3),
+                                                   ((2000, 1500), 10, 3)])
+def test_keys_of_large_photos_leave_room_for_their_vertices(size: tuple[int, int], sxy: int, srgb: int) -> None:
+    ends = np.array([[0] * 5, [size[0] / sxy, size[1] / sxy, *[255 / srgb] * 3]], np.float32)
+    assert key_layout(ends, size[0] * size[1]).bits >= 22  # a photo of 12 Mpx has about 2 million vertices
+
+
+def test_too_many_vertices_for_the_bits_that_are_left_are_an_error() -> None:
+    rng = np.random.default_rng(0)
+    with pytest.raises(DataError, match="too many to tell apart"):
+        build((rng.random((60_000, 5)) * 260).astype(np.float32))
+
+
+def test_columns_must_be_padded_and_whole() -> None:
+    with pytest.raises(DataError, match="multiple of 8"):
+        build_columns(np.zeros((2, 12), np.float32), 12)
+    with pytest.raises(DataError, match="contiguous"):
+        build_columns(np.zeros((16, 2), np.float32).T, 16)
 
 
 def test_values_must_have_one_row_a_point() -> None:

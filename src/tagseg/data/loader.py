@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -142,17 +142,29 @@ def lined_up(tags: np.ndarray, positives: float) -> np.ndarray:
     return np.concatenate([others, np.repeat(tagged, max(times, 1))])
 
 
-def turn(shares: np.ndarray, seed: int, step: int) -> tuple[int, int]:
+def turn(shares: tuple[int, ...], seed: int, step: int) -> tuple[int, int]:
     """Which of the groups a step draws from, in proportion to their `shares`, and how often it was drawn before."""
     if len(shares) == 1:
         return 0, step
-    drawn = np.searchsorted(np.cumsum(shares)[:-1] / shares.sum(), np.random.default_rng([seed, 3]).random(step + 1))
-    return int(drawn[step]), int((drawn[:step] == drawn[step]).sum())
+    drawn, before = _turns(shares, seed, 1 << step.bit_length())
+    return int(drawn[step]), int(before[step])
+
+
+@lru_cache(maxsize=8)
+def _turns(shares: tuple[int, ...], seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first `count` turns; a longer sequence begins as a shorter one does."""
+    ends = np.cumsum(shares)[:-1] / sum(shares)
+    drawn = np.searchsorted(ends, np.random.default_rng([seed, 3]).random(count))
+    before = np.empty(count, np.int64)
+    for group in range(len(shares)):
+        turns = np.flatnonzero(drawn == group)
+        before[turns] = np.arange(len(turns))
+    return drawn, before
 
 
 def members(lines: Sequence[np.ndarray], batch: int, seed: int, step: int) -> tuple[int, list[tuple[int, int]]]:
     """The group of a batch, and (image index, draw number) of its members: passes over the group's line of images."""
-    group, before = turn(np.array([len(line) for line in lines]), seed, step)
+    group, before = turn(tuple(len(line) for line in lines), seed, step)
     places, line = range(before * batch, (before + 1) * batch), lines[group]
     n = len(line)
     orders = {epoch: np.random.default_rng([seed, 1, epoch]).permutation(line) for epoch in {p // n for p in places}}

@@ -19,7 +19,7 @@ from tagseg.types import DataError, UsageError
 
 Number = int | float
 Compatibility = int | float | np.ndarray
-_NO_LABEL = np.float32(-1e4)  # logit of the padding labels: its exponential is 0
+_NO_LABEL = np.float32(-np.inf)  # logit of the padding labels: its exponential is 0
 _STRIP = 64  # pixels go strip by strip, so that the vertices of a neighbourhood stay in the processor's cache
 
 
@@ -45,7 +45,7 @@ def kernels(image: UInt8[np.ndarray, "h w 3"], *, sxy_gaussian: Number = 3.0, sx
     check_lengths(sxy_gaussian=sxy_gaussian, sxy_bilateral=sxy_bilateral, srgb=srgb)
     h, w = image.shape[:2]
     order = _strips(h, w)
-    columns = np.zeros((5, -(-h * w // 8) * 8), np.float32)
+    columns = np.zeros((5, -(-h * w // lattices.POINTS) * lattices.POINTS), np.float32)
     columns[:2, :h * w] = _positions(h, w, float(sxy_bilateral))
     np.divide(image.reshape(-1, 3)[order].T, np.float32(srgb), out=columns[2:, :h * w])
     bilateral = lattices.normalised(lattices.build_columns(columns, h * w))

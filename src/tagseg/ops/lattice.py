@@ -34,7 +34,7 @@ from tagseg.ops.lanes import (
 from tagseg.types import DataError
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)
-_POINTS = 8  # points that are embedded at a time, one in each lane
+POINTS = 8  # points that are embedded at a time, one in each lane
 _FIRST_TABLE = 15  # log2 of the slots to begin with
 
 
@@ -72,17 +72,23 @@ def build(features: Float32[np.ndarray, "n d"]) -> Lattice:
     Raises `DataError` for features that are not finite, or so wide that their vertices do not fit 62-bit keys.
     """
     n, d = features.shape
-    columns = np.zeros((d, -(-n // _POINTS) * _POINTS), np.float32)
+    columns = np.zeros((d, -(-n // POINTS) * POINTS), np.float32)
     columns[:, :n] = features.T
     return build_columns(columns, n)
 
 
 def build_columns(columns: Float32[np.ndarray, "d padded"], n: int) -> Lattice:
-    """`build` from the features' columns, padded to a multiple of 8 points (whatever values are there)."""
+    """`build` from the features' columns, padded to a multiple of `POINTS` (whatever values are there)."""
     d = len(columns)
+    if columns.shape[1] % POINTS or columns.shape[1] < n or not columns.flags.c_contiguous:
+        raise DataError(f"lattice columns: found shape {columns.shape} for {n} points, expected contiguous rows padded "
+                        f"to a multiple of {POINTS}")
     ends = np.array([columns[:, :n].min(1), columns[:, :n].max(1)]) if n and d else np.full((2, d), np.nan)
     keys = key_layout(ends, n)
     vertices, weights, table, m = _embed(columns, n, tuple(scale_of(d)), keys)
+    if m < 0:
+        raise DataError(f"lattice features: found more than {1 << keys.bits} vertices, too many to tell apart at this "
+                        "range of features: use a larger sxy or srgb, or a smaller image")
     chains, ends = _chains(np.sort(table[table != -1]), keys)
     return Lattice(vertices, weights, chains, ends, int(m), gain_of(d))
 
@@ -145,7 +151,7 @@ def key_layout(extremes: Float32[np.ndarray, "2 d"], n: int) -> Keys:
     low = np.floor((low - 1e-3 * np.abs(low)) / (d + 1)) - margin
     span = np.ceil((high + 1e-3 * np.abs(high)) / (d + 1)) + margin - low + 1
     used = np.log2(span).sum() + np.log2(d + 1)
-    if used + np.log2(n * (d + 1)) >= 62:  # beside the key stands the id, and n points have at most n(d+1) vertices
+    if used >= 46:  # beside the key stands the id: 16 bits of 62 at least
         raise DataError(f"lattice features: found ranges {np.ptp(extremes, axis=0).tolist()} standard "
                         "deviations, expected narrower ones: use a larger sxy or srgb")
     strides = np.append(1, np.cumprod(span.astype(np.int64)))
@@ -237,7 +243,10 @@ def _simplices(columns, start, scale, quotient, rank, bary, room):  # type: igno
 
 @njit(nogil=True, cache=True)
 def _embed(columns, n, scale, keys):  # type: ignore[no-untyped-def]
-    """Vertex ids and weights of each point, the table of the vertices in the order of their first use, their number."""
+    """Vertex ids and weights of each point, the table of the vertices in the order of their first use, their number.
+
+    The number is -1 where ids no longer fit beside the keys.
+    """
     d = len(scale)
     vertices, weights = np.empty((n, d + 1), np.int32), np.empty((n, d + 1), np.float32)
     table, m = np.full(1 << _FIRST_TABLE, -1, np.int64), np.int64(0)
@@ -258,6 +267,8 @@ def _embed(columns, n, scale, keys):  # type: ignore[no-untyped-def]
                 vertices[start + lane, r] = found
                 weights[start + lane, r] = bary[r, lane]
                 key += keys.base - stride[d - r]  # one further on all axes, but for the highest ranked: d back
+        if m + 8 * (d + 1) >= np.int64(1) << keys.bits:
+            return vertices, weights, table, np.int64(-1)
         if 3 * (m + 8 * (d + 1)) > len(table):  # most first looks then hit
             table = _grown(table, keys.bits)
     return vertices, weights, table, m
