@@ -81,7 +81,7 @@ def _build(features: Float[Tensor, "b n d"]) -> _Lattice:
     flat = features.reshape(b * n, d)
     keys = key_layout(torch.stack([flat.amin(0), flat.amax(0)]).cpu().numpy(), b * n)
     if b >= 1 << keys.bits:
-        raise DataError(f"crf images: found {b} in a batch, expected fewer than {1 << keys.bits} at this range of colours")
+        raise DataError(f"crf images: found {b} in a batch, expected fewer than {1 << keys.bits} at such a small srgb")
     quotient, rank, weights = _simplices(flat)
     stride = torch.tensor(keys.strides, device=flat.device)
     low = torch.tensor(np.append(keys.low, 0), device=flat.device)
