@@ -12,7 +12,7 @@ import traceback
 
 from benchmarks.measure import CannotRun, not_measured
 
-JOBS = ("crf", "walk", "cam_speed", "miou", "loader", "superpixel_speed", "whole", "growth", "scenes")
+JOBS = ("crf", "crf_phases", "walk", "cam_speed", "miou", "loader", "superpixel_speed", "whole", "growth", "scenes")
 
 
 def run(job: str) -> bool:

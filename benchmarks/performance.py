@@ -23,6 +23,7 @@ results agree is measured in the same run. On two cores tagseg works in two thre
 ratio is of wall time. Memory is the peak of one call above what the process held before, in MB, data that the job was
 given and caches that were warm left out. Absolute times depend on the machine and are only in the rows' files.
 """
+NO_CARD = "no graphics card was at hand; the torch forms are tested for equality on the processor"
 COLOURS = ("#0072B2", "#D55E00", "#009E73")
 
 
@@ -78,6 +79,15 @@ def growths(found: list[Row]) -> str:
         for row in found
     ]  # fmt: skip
     return table(heads, lines)
+
+
+def phases(row: Row) -> str:
+    """CPU milliseconds of each phase on each photo."""
+    photos = row["phases"]
+    names = list(next(iter(photos.values()))["cpu_ms"])
+    heads = ("CPU ms", *(f"photo {name}, {found['vertices']} vertices" for name, found in photos.items()))
+    lines = [(name, *(f"{found['cpu_ms'][name]:.1f}" for found in photos.values())) for name in names]
+    return f"{row['setting']}.\n\n{table(heads, lines)}"
 
 
 def table(heads: tuple[str, ...], lines: list[tuple[Any, ...]]) -> str:
@@ -143,14 +153,17 @@ def sections(found: list[Row]) -> list[tuple[str, str]]:
     measured = [row for row in found if "not_measured" not in row]
     compared = [row for row in measured if "points" not in row and "agreement" in row]
     grown = [row for row in measured if "points" in row]
-    rates = [row for row in measured if "points" not in row and "agreement" not in row]
-    missing = dict.fromkeys(TARGETS, "no row yet") | {r["job"]: r["not_measured"] for r in found if r not in measured}
+    split = [row for row in measured if "phases" in row]
+    rates = [row for row in measured if "images_per_second" in row]
+    missing = {job: NO_CARD if job.endswith("-gpu") else "no row yet" for job in TARGETS}
+    missing |= {r["job"]: r["not_measured"] for r in found if r not in measured}
     missing = {job: why for job, why in missing.items() if job not in {r["job"] for r in measured}}
     missed = [f"- `{row['job']}`: {verdict(row)} (target {target_of(row).text})" for row in measured
               if verdict(row).startswith("MISSED")]  # fmt: skip
     parts: list[tuple[str, list[Any], Callable[[list[Any]], str]]] = [
         ("Missed goals", missed, "\n".join),
         ("Against peers", compared, lambda r: f"{comparisons(r)}\n\n![ratios](img/performance-ratios.png)"),
+        ("Where the dense CRF's time goes", split, lambda r: "\n\n".join(map(phases, r))),
         ("Growth", grown, lambda r: f"{growths(r)}\n\n![growth](img/performance-growth.png)"),
         ("Not measured", [f"- `{job}`: {why}" for job, why in missing.items()], "\n".join),
         ("Rates", [f"- `{r['job']}`: {r.get('setting', '')}: {r.get('images_per_second')}" for r in rates], "\n".join),

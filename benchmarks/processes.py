@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import multiprocessing
 import os
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -129,7 +133,7 @@ def _start(target: Callable[..., None], args: tuple[Any, ...], on: list[int]) ->
     process = context.Process(target=target, args=(there, *args), daemon=True)
     before, allowed = dict(os.environ), os.sched_getaffinity(0)
     try:
-        os.environ.update(dict.fromkeys(_THREADS, str(len(on))), OMP_WAIT_POLICY="PASSIVE")
+        os.environ.update(dict.fromkeys(_THREADS, str(len(on))), OMP_WAIT_POLICY="PASSIVE", NUMBA_CACHE_DIR=_compiled())
         os.sched_setaffinity(0, on)
         process.start()
     finally:
@@ -138,6 +142,15 @@ def _start(target: Callable[..., None], args: tuple[Any, ...], on: list[int]) ->
         os.environ.update(before)
     there.close()
     return here, process
+
+
+@cache
+def _compiled() -> str:
+    """A folder of compiled kernels for the present state of the code: numba's own check misses changes in callees."""
+    state = hashlib.sha256()
+    for file in sorted(Path(find_spec("tagseg").origin).parent.joinpath("ops").glob("*.py")):  # type: ignore[union-attr,arg-type]
+        state.update(file.read_bytes())
+    return str(Path(tempfile.gettempdir()) / f"tagseg-kernels-{os.getuid()}-{state.hexdigest()[:16]}")
 
 
 def _reset_peak() -> float | None:
