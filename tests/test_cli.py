@@ -60,6 +60,7 @@ def document(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
     (lambda words: [*words, "--train", "trian"], "split 'trian' is unknown, expected one of train, val"),
     (lambda words: [*words, "--budget", "qick"], "budget 'qick' is unknown; expected one of quick, standard, paper"),
     (lambda words: [*words, "--device", "tpu"], "expected one of auto, cpu, cuda"),
+    (lambda words: [*words, "--set", "crf.device=gpu"], "setting crf.device 'gpu': expected one of auto, cpu, cuda"),
     (lambda words: [*words, "--precision", "fp64"], "expected auto, bf16 or fp32"),
     (lambda words: [*words, "--config", "none.yaml"], r"none.yaml: cannot be read"),
     (lambda words: [words[0], "scenes:basik", *words[2:]], "basik.*basic"),

@@ -95,6 +95,7 @@ def prepare(request: Request) -> Prepared:
     backbone = request.backbone if request.backbone != "auto" else "small" if _generated(request) else "mobilenet_v2"
     cfg = configure(method.Config(), request, device, precision, backbone)
     check_backbones(cfg, backbone)
+    check_devices(cfg)
     val = open_val(request)
     opened = apart(open_train(request), val) if val and not request.train else open_train(request)
     tagged = opened.images.training()
@@ -227,15 +228,22 @@ def configure(default: Any, request: Request, device: str, precision: str, backb
     return config.resolve(config.resolve(cfg, decided), recipe_values(backbone))
 
 
-def choose_device(asked: str) -> str:
+def check_devices(cfg: Any) -> None:
+    """Every stage's device must be there before work begins: some stages have one of their own (`crf.device`)."""
+    for name, value, _ in config.leaves(cfg):
+        if name.rpartition(".")[2] == "device":
+            choose_device(value, f"setting {name}")
+
+
+def choose_device(asked: str, name: str = "--device") -> str:
     """ "auto" is the GPU where there is one."""
     import torch
 
     known = ("auto", "cpu", "cuda")
     if asked.split(":")[0] not in known:
-        raise UsageError(f"--device {asked!r}: expected one of {', '.join(known)}, or cuda:N")
+        raise UsageError(f"{name} {asked!r}: expected one of {', '.join(known)}, or cuda:N")
     if asked.startswith("cuda") and not torch.cuda.is_available():
-        raise EnvironmentFault(f"--device {asked}: torch finds no usable GPU here; use --device cpu or auto")
+        raise EnvironmentFault(f"{name} {asked}: torch finds no usable GPU here; use cpu or auto")
     if asked == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return asked
