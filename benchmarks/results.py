@@ -67,8 +67,24 @@ def curves(run: Path) -> Path:
     return path
 
 
-def rows() -> list[dict[str, Any]]:
-    return [json.loads(line) for file in sorted(RESULTS.glob("*.jsonl")) for line in file.read_text().splitlines()]
+def rows(kind: str = "method") -> list[dict[str, Any]]:
+    """The rows that have this key: runs of a "method", or single "refiner"s (benchmarks/refiners.py)."""
+    found = [json.loads(line) for file in sorted(RESULTS.glob("*.jsonl")) for line in file.read_text().splitlines()]
+    return [row for row in found if kind in row]
+
+
+def refiners(found: list[dict[str, Any]]) -> str:
+    """mIoU and boundary IoU of each refiner, a row for each, sets side by side; the last measurement counts."""
+    sets = list(dict.fromkeys(row["data"] for row in found))
+    cells = {(row["refiner"], row["data"]): row for row in found}
+    heads = ["refiner", *(f"{data}: mIoU (at), boundary IoU" for data in sets), "commits"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for name in dict.fromkeys(row["refiner"] for row in found):
+        made = [cells.get((name, data)) for data in sets]
+        shown = [f"{_percent(row)}, {100 * row['boundary_iou']:.1f}" if row else "-" for row in made]
+        commits = ", ".join(dict.fromkeys(row["commit"] for row in made if row))
+        lines.append("| " + " | ".join([name, *shown, commits]) + " |")
+    return "\n".join(lines)
 
 
 def markdown(found: list[dict[str, Any]]) -> str:
@@ -126,10 +142,10 @@ def plot(found: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
-def fill(page: Path, text: str) -> None:
-    """Put the table between the result markers of a page."""
-    head, start, rest = page.read_text().partition("<!-- results -->")
-    _, end, tail = rest.partition("<!-- end of results -->")
+def fill(page: Path, text: str, name: str = "results") -> None:
+    """Put the table between the markers of that name on a page."""
+    head, start, rest = page.read_text().partition(f"<!-- {name} -->")
+    _, end, tail = rest.partition(f"<!-- end of {name} -->")
     if start and end:
         page.write_text(f"{head}{start}\n\n{text}\n\n{end}{tail}")
 
@@ -150,7 +166,9 @@ def main(words: list[str]) -> None:
     shown = "".join(f"\n\n![{p.stem}](../img/{p.name})" for p in pictures)
     (RESULTS / "README.md").write_text(text + markdown(found) + "\n\n![mIoU of each run](results.png)" + shown + "\n")
     plot(found, RESULTS / "results.png")
-    fill(RESULTS.parents[1] / "README.md", markdown(found))
+    kept = [row for row in found if not row.get("note", "").startswith("discarded")]
+    fill(RESULTS.parents[1] / "README.md", markdown(kept))
+    fill(RESULTS.parent / "refiners.md", refiners(rows("refiner")), "refiners")
     print(markdown(found))
 
 
