@@ -411,6 +411,7 @@ def _refine_request(args: argparse.Namespace) -> Any:
         steps=args.steps,
         reading=MapReading(args.classes, args.background, args.labels, args.gt_prob, args.floor, images),
         cfg=config.load(budgeted(Config(), args.budget), None, (*args.sets, *sets)),
+        given=tuple(item.partition("=")[0].strip() for item in (*args.sets, *sets)),
         threshold=args.threshold,
         save=args.save,
         backbone=args.backbone,

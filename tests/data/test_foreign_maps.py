@@ -185,6 +185,16 @@ def test_the_key_is_content_and_reading(tmp_path: Path, photos: Path) -> None:
     assert open_maps(tmp_path / "moved", photos, how).maps.key != key
 
 
+def test_photos_of_another_size_give_another_key(tmp_path: Path, photos: Path) -> None:
+    """A stage writes the image's size beside the maps, so that size is part of what it was made from."""
+    maps, how = put(tmp_path, "a.npy", flat(0.9, 0.1, size=(4, 6))), MapReading(background="first")
+    key = open_maps(maps, photos, how).maps.key
+    Image.new("RGB", (24, 16), (90, 120, 60)).save(photos / "a.jpg")
+    assert open_maps(maps, photos, how).maps.key != key
+    Image.new("RGB", SIZE[::-1], (10, 20, 30)).save(photos / "a.jpg")
+    assert open_maps(maps, photos, how).maps.key == key
+
+
 def test_names_that_fit_nothing_and_names_that_fit_twice(tmp_path: Path, photos: Path) -> None:
     maps = put(tmp_path, "z.npy", flat(0.5))
     with pytest.raises(DataError, match=r"found 'z' for the images 'a', 'c.d', 'sub/b'; expected ID.npy"):

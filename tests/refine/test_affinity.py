@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tagseg import artifacts, inference
 from tagseg.artifacts import MapSet, Weights, write_maps, write_weights
 from tagseg.data.index import TaggedSet
-from tagseg.inference import Seen, Views, count
+from tagseg.inference import Network, Seen, Views, count
 from tagseg.nets.affinity_net import EdgeNet, affinity_net
 from tagseg.nets.backbones import Backbone, Preprocess, Tap, build
 from tagseg.ops.geometry import align, enlarge, resample
 from tagseg.refine import affinity
-from tagseg.refine.affinity import Walk, on_card, predicted, shared_peak, spread
+from tagseg.refine.affinity import Walk, on_card, predicted, shared_peak, shown, shrunk, spread
 from tagseg.store import Run, Work, stage
 from tagseg.types import ClassMaps, DataError
 from tiny import Tiny
@@ -75,7 +76,7 @@ def test_scores_fill_their_side_up_to_the_very_cell_of_the_wall(tmp_path: Path, 
     cfg, model = replace(EXACT, views=Views(size=64, flip=flip)), wall_net(offset)
     data = Walls(64 * scale, 64 * scale, at)
     work = Work(Run(tmp_path), "toy", tmp_path)
-    seen, = predicted(work, model, data, ["a"], cfg)  # type: ignore[arg-type]
+    seen, = predicted(work, model, shown(model), data, ["a"], cfg)  # type: ignore[arg-type]
     assert seen.values.shape == (1, 16, 16)
     scores = np.zeros((2, 16, 16), np.float32)
     scores[0, 4:8, at - 2], scores[0, 4:8, at] = 1, 1  # beside the wall and, without effect, inside
@@ -98,6 +99,29 @@ def test_maps_of_another_grid_are_brought_to_the_walls_cells() -> None:
     found = spread(ClassMaps("a", np.array([1]), fine, (64, 64)), data, wall_net(1.5), replace(EXACT, steps=1))
     assert (found.scores[:, :, :9] < 1e-3).all()
     assert (found.scores[:, :, 9:] > 0.99).all()
+
+
+def test_a_line_of_one_pixel_is_not_lost_between_the_cells_of_a_coarser_grid() -> None:
+    for at in range(20, 28):  # wherever it lies: a cell of 4.5 pixels holds its share of the line
+        line = np.zeros((1, 64, 72), np.float32)
+        line[0, :, at] = 1.0
+        found = shrunk(line, (16, 16))
+        assert found.shape == (1, 16, 16)
+        assert found.sum(2) == pytest.approx(1 / 4.5, abs=1e-6)
+        assert found[0, :, [at * 2 // 9, (at * 2 + 1) // 9]].max() > 0.1
+        whole = spread(ClassMaps("a", np.array([1]), line, (64, 72)), torch.zeros(1, 16, 16), wall_net(1.5),
+                       replace(EXACT, steps=1, beta=1e5))  # every cell keeps what it has
+        assert whole.scores.shape == (1, 16, 16)
+        assert whole.scores.max(2).min() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_means_of_areas_by_hand_and_only_where_the_grid_is_coarser() -> None:
+    row = np.array([[[1.0, 2.0, 3.0]]], np.float32)
+    np.testing.assert_allclose(shrunk(row, (1, 2)), [[[4 / 3, 8 / 3]]], rtol=1e-6)  # 1.5 pixels each
+    np.testing.assert_allclose(shrunk(row.transpose(0, 2, 1), (2, 1)), [[[4 / 3], [8 / 3]]], rtol=1e-6)
+    assert np.array_equal(shrunk(row, (1, 3)), row)
+    assert np.array_equal(shrunk(row, (5, 4)), row)
+    assert shrunk(np.zeros((0, 9, 9), np.float32), (3, 4)).shape == (0, 3, 4)
 
 
 def test_where_nothing_moves_it_is_the_product_with_what_is_no_boundary() -> None:
@@ -158,7 +182,7 @@ def test_logits_of_an_image_and_its_mirror_image_are_averaged(trained: Tiny, net
     tagged = trained.prepared.inputs.tagged
     model = affinity.load(nets["irn"])
     work = Work(Run(tmp_path), "toy", tmp_path)
-    for seen in predicted(work, model, tagged, list(tagged.ids[:2]), CFG):
+    for seen in predicted(work, model, shown(model), tagged, list(tagged.ids[:2]), CFG):
         x = model.preprocess(torch.from_numpy(tagged.source.read(seen.id))[None].float() / 255)  # 48x48: no resizing
         with torch.no_grad():
             one, two = (resample(model(v), stride=4, offset=1.5, in_size=(48, 48), out_size=(12, 12))
@@ -214,20 +238,55 @@ def some_empty(work: Work, tagged: TaggedSet, cfg: Walk) -> None:
 
 def test_images_without_classes_pass_and_are_not_shown_to_the_network(
         trained: Tiny, nets: dict[str, Weights], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown: list[str] = []
+    looked_at: list[str] = []
     real = affinity.predicted
 
-    def watched(work: Work, model: EdgeNet, tagged: TaggedSet, ids: list[str], cfg: Walk) -> object:
-        shown.extend(ids)
-        return real(work, model, tagged, ids, cfg)
+    def watched(work: Work, model: EdgeNet, network: Network, tagged: TaggedSet, ids: list[str], cfg: Walk) -> object:
+        looked_at.extend(ids)
+        return real(work, model, network, tagged, ids, cfg)
 
     monkeypatch.setattr(affinity, "predicted", watched)
     tagged, run = trained.prepared.inputs.tagged, Run(tmp_path)
     found = affinity.maps(run, tagged, some_empty(run, tagged, CFG), nets["irn"], CFG)
     assert found.ids == list(tagged.ids)
-    assert shown == list(tagged.ids[::3])
+    assert looked_at == list(tagged.ids[::3])
     for number, maps in enumerate(found):
         assert maps.scores.shape == ((1, 12, 12) if number % 3 == 0 else (0, 10, 10))
+
+
+def test_the_network_is_made_ready_once_and_each_map_is_read_once(
+        trained: Tiny, nets: dict[str, Weights], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = made(trained, nets["irn"], tmp_path / "whole")
+    monkeypatch.setattr(artifacts, "SHARD", 5)
+    read: list[str] = []
+    ready: list[object] = []
+    get, rewritten = MapSet.get, inference._rewritten
+    monkeypatch.setattr(MapSet, "get", lambda self, sample: (read.append(sample), get(self, sample))[1])
+    monkeypatch.setattr(inference, "_rewritten", lambda *given: (ready.append(given), rewritten(*given))[1])
+    parts = made(trained, nets["irn"], tmp_path / "parts")
+    assert len(list(parts.path.glob("*.tar"))) > 3
+    assert sorted(read) == sorted(trained.fitted.maps.ids)
+    assert len(ready) == 1
+    for a, b in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(a.scores, b.scores, atol=1e-3)  # batches of other images
+
+
+@pytest.mark.parametrize(("form", "own"), [("irn", 10.0), ("psa", 8.0)])
+def test_beta_is_the_forms_own(form: str, own: float) -> None:
+    rng = np.random.default_rng(4)
+    model = affinity_net(form, build("small", stride=8), align=align, width=4).eval()  # type: ignore[arg-type]
+    values = torch.from_numpy(rng.normal(0, 2, (1 if form == "irn" else model.channels, 8, 9)).astype(np.float32))
+    maps = ClassMaps("a", np.array([1]), rng.random((1, 8, 9)).astype(np.float32), (32, 36))
+    other = 18 - own
+    for cfg in (CFG, EXACT):
+        mine, said, not_said = (spread(maps, values, model, replace(cfg, steps=8, beta=b)).scores
+                                for b in (None, own, other))
+        assert np.array_equal(mine, said)
+        assert np.abs(mine - not_said).max() > 1e-4
+    seen = Seen("a", np.zeros((3, 32, 36), np.uint8), values)
+    once = replace(CFG, views=Views(size=32, flip=False), steps=8)
+    card, = on_card({"a": maps}, iter([seen]), model, once)
+    np.testing.assert_allclose(card.scores, spread(maps, values, model, replace(once, beta=own)).scores, atol=2e-5)
 
 
 def test_other_weights_are_refused(trained: Tiny) -> None:
@@ -247,7 +306,7 @@ def test_batches_for_a_card_give_the_same_maps(form: str, exact: bool) -> None:
     maps = {str(i): ClassMaps(str(i), np.arange(1, 1 + len(s)), s, (48, 56)) for i, s in enumerate(scores)}
     cfg = replace(CFG, views=Views(size=48, flip=False), exact=exact, steps=32, degree=30)
     seen = iter([Seen(str(i), np.zeros((3, 48, 56), np.uint8), v) for i, v in enumerate(values)])
-    together = list(on_card(maps, seen, model, cfg))  # type: ignore[arg-type]
+    together = list(on_card(maps, seen, model, cfg))
     for i, found in enumerate(together):
         alone = spread(maps[str(i)], values[i], model, cfg)
         np.testing.assert_allclose(found.scores, alone.scores, atol=2e-5)

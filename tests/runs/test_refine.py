@@ -17,11 +17,12 @@ import tiny
 from tagseg import cli, config
 from tagseg.artifacts import read_png
 from tagseg.data.folder import Reading, TooManyBad
+from tagseg.data.foreign_folders import open_maps
 from tagseg.data.foreign_maps import ForeignMap, MapReading
 from tagseg.refine.crf import Crf
 from tagseg.runs.foreign_stages import EVEN, against, unary
-from tagseg.runs.refine import MARKER, Config, RefineRequest, refine
-from tagseg.types import ClassMaps, Interrupted, UsageError
+from tagseg.runs.refine import MARKER, Config, RefineRequest, decided, refine
+from tagseg.types import ClassMaps, EnvironmentFault, Interrupted, UsageError
 
 CLASSES = ("crab", "jay", "frog", "finch", "moth", "newt")
 EASY = Config(crf=Crf(compat_gaussian=1.0, sxy_bilateral=6.0, srgb=20.0, compat_bilateral=4.0, iterations=5))
@@ -212,6 +213,52 @@ def test_what_cannot_be_asked(data: Path, tmp_path: Path, more: dict[str, Any], 
     with pytest.raises(UsageError, match=says):
         refine(asked(data, tmp_path / "out", **more))
     assert not (tmp_path / "out").exists()
+
+
+def with_device(group: str, device: str) -> Config:
+    return config.replace(EASY, f"{group}.device", device)
+
+
+@pytest.mark.parametrize(("more", "error", "says"), [
+    ({"cfg": with_device("crf", "gpu")}, UsageError, r"setting crf.device 'gpu': expected one of auto, cpu, cuda"),
+    ({"cfg": with_device("crf", "cuda")}, EnvironmentFault, r"setting crf.device cuda: .*no usable GPU"),
+    ({"cfg": with_device("walk", "gpu"), "steps": ("affinity",)}, UsageError, "setting walk.device 'gpu'"),
+    ({"cfg": with_device("affinity", "cuda:1"), "steps": ("affinity",)}, EnvironmentFault, "affinity.device cuda:1"),
+    ({"device": "gpu"}, UsageError, "--device 'gpu'")])
+def test_a_device_that_is_not_there_is_refused_before_any_work(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any], error: type[Exception],
+        says: str) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(error, match=says):  # before the maps are looked for: there are none
+        refine(asked(tmp_path / "nothing", tmp_path / "out", **more))
+    assert not (tmp_path / "out").exists()
+
+
+def test_devices_of_steps_that_were_not_asked_for_do_not_matter_and_auto_is_decided(
+        data: Path, tmp_path: Path) -> None:
+    crf = replace(EASY.crf, device="auto")
+    found = refine(asked(data, tmp_path / "out", cfg=replace(with_device("walk", "gpu"), crf=crf)))
+    assert found["settings"] == {"crf": config.canonical(EASY.crf)}  # "cpu", as --device says
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_peaks_are_raised_as_told_else_unless_the_background_has_a_map(data: Path, tmp_path: Path, own: bool) -> None:
+    opened = open_maps(data / "maps" if own else without_background(data, tmp_path / "maps"), data / "photos/images")
+    request = asked(data, tmp_path / "out", steps=("superpixels",))
+    assert decided(request, opened.maps).smooth.keep_peaks is (not own)
+    for told in (True, False):
+        cfg = config.replace(EASY, "smooth.keep_peaks", told)
+        asked_for = replace(request, cfg=cfg, given=("smooth.keep_peaks",))
+        assert decided(asked_for, opened.maps).smooth.keep_peaks is told
+
+
+def test_the_command_line_passes_on_what_was_asked_for(data: Path, tmp_path: Path) -> None:
+    words = ["refine", str(data / "maps"), "--images", str(data / "photos" / "images"), "--out", str(tmp_path / "out"),
+             "--with", "superpixels", "--json"]
+    for more, wanted in (([], False), (["--set", "smooth.keep_peaks=true"], True)):
+        assert cli.main([*words, *more]) == 0
+        document = json.loads((tmp_path / "out" / "refine.json").read_text())
+        assert document["settings"]["smooth"]["keep_peaks"] is wanted
 
 
 # ---- the command ----

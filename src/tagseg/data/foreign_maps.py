@@ -72,9 +72,9 @@ class ForeignMaps:
 
     @cached_property
     def key(self) -> str:
-        """sha256 over classes, reading, ids and the bytes of every file."""
+        """sha256 over classes, reading, ids, the sizes of the images and the bytes of every file."""
         reading = [self.first_is_background, self.how.labels, self.how.gt_prob, self.how.floor]
-        content = [[id, self.facts[id].values, self.facts[id].sha256] for id in self.ids]
+        content = [[id, self.sizes[id], self.facts[id].values, self.facts[id].sha256] for id in self.ids]
         return hashlib.sha256(json.dumps(["foreign", self.classes, reading, content]).encode()).hexdigest()
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -82,24 +82,32 @@ def decided(sample: str, ids: I64, probability: F32, cfg: Crf) -> Labels:
 
 def on_card(tagged: TaggedSet, maps: Sequence[ClassMaps], threshold: float, cfg: Crf) -> dict[str, Labels]:
     """Labels by id of images that have classes, solved in batches of one size on the device of the config."""
-    sizes: dict[tuple[int, int], list[ClassMaps]] = {}
-    for found in maps:
-        if len(found.classes):
-            sizes.setdefault(found.size, []).append(found)
-    labels: list[Labels] = []
-    for (h, w), members in sizes.items():
+    some = {found.id: found for found in maps if len(found.classes)}
+    labels: dict[str, Labels] = {}
+    for batch in of_one_size({id: found.size for id, found in some.items()}):
+        known = [given(some[id], threshold, tagged.has_background) for id in batch]
+        solved = solve_together([tagged.source.read(id) for id in batch], [shares for _, shares in known], cfg)
+        for id, (ids, _), shares in zip(batch, known, solved, strict=True):
+            labels[id] = decided(id, ids, shares, cfg)
+    return labels
+
+
+def of_one_size(sizes: Mapping[str, tuple[int, int]]) -> Iterator[list[str]]:
+    """Ids in batches of one size (H, W), each small enough for a graphics card."""
+    alike: dict[tuple[int, int], list[str]] = {}
+    for id, size in sizes.items():
+        alike.setdefault(size, []).append(id)
+    for (h, w), members in alike.items():
         most = max(1, TOGETHER // (h * w))
-        for start in range(0, len(members), most):
-            labels += _together(tagged, members[start : start + most], threshold, cfg)
-    return {one.id: one for one in labels}
+        yield from (members[start : start + most] for start in range(0, len(members), most))
 
 
-def _together(tagged: TaggedSet, maps: list[ClassMaps], threshold: float, cfg: Crf) -> list[Labels]:
-    known = [given(found, threshold, tagged.has_background) for found in maps]
-    most = max(len(ids) for ids, _ in known)
+def solve_together(images: Sequence[U8], probabilities: Sequence[F32], cfg: Crf) -> list[F32]:
+    """`solve` of images (3,H,W) of one size, each with its own number of labels, on the device of the config."""
+    most = max(len(p) for p in probabilities)
     energies = [np.pad(crf.unary_from_probabilities(p), ((0, most - len(p)), (0, 0), (0, 0)), constant_values=ABSENT)
-                for _, p in known]  # fmt: skip
-    photos = np.stack([tagged.source.read(found.id).transpose(1, 2, 0) for found in maps])
+                for p in probabilities]  # fmt: skip
+    photos = np.stack([image.transpose(1, 2, 0) for image in images])
     q = crf_torch.dense_crf(
         torch.from_numpy(photos).to(cfg.device),
         torch.from_numpy(np.stack(energies)).to(cfg.device),
@@ -110,8 +118,7 @@ def _together(tagged: TaggedSet, maps: list[ClassMaps], threshold: float, cfg: C
         compat_bilateral=cfg.compat_bilateral,
         iterations=cfg.iterations,
     )
-    results = zip(maps, known, q.cpu().numpy(), strict=True)
-    return [decided(found.id, ids, values[: len(ids)], cfg) for found, (ids, _), values in results]
+    return [shares[: len(p)] for p, shares in zip(probabilities, q.cpu().numpy(), strict=True)]
 
 
 def solve(image: U8, probabilities: F32, cfg: Crf) -> F32:

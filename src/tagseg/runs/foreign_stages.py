@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,11 +14,12 @@ from tagseg.data.index import TaggedSet
 from tagseg.ops.geometry import enlarge
 from tagseg.ops.operating_points import otsu
 from tagseg.ops.scores import to_probabilities, with_background
-from tagseg.refine.crf import Crf, solve
+from tagseg.refine.crf import Crf, decided, of_one_size, solve, solve_together
 from tagseg.store import Work, stage
 from tagseg.types import BACKGROUND, F32, I64, ClassMaps, Labels
 
 BINS = 100
+AHEAD = 32  # images whose probabilities are held at once while a graphics card solves them
 EVEN = 0.50001  # of the best class and the background; a hair above one half, as ties go to the background
 
 
@@ -36,7 +37,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Decide:
-    """The last step: the likeliest class of each pixel, after the CRF unless `crf` is None."""
+    """The last step: the likeliest class of each pixel, after the CRF (on its device) unless `crf` is None."""
 
     crf: Crf | None = None
 
@@ -84,46 +85,59 @@ def point(work: Work, maps: ForeignMaps | MapSet, cfg: Cut) -> None:
     write_scores(work, {"threshold": round(otsu(total), 3), "origin": "Otsu's rule over all maps"})
 
 
-@stage(LabelSet, version=1)
+@stage(LabelSet, version=2)
 def labels(work: Work, tagged: TaggedSet, maps: ForeignMaps | MapSet, point: Scores, cfg: Decide) -> None:
-    """The likeliest class of each pixel; confidence is its probability."""
-    solved = _solver(tagged, maps, point, cfg)
-
-    def one(id: str) -> Labels:
-        values, shares = solved(id)
-        return Labels(id, values[shares.argmax(0)].astype(np.uint8), np.round(255 * shares.max(0)).astype(np.uint8))
+    """The likeliest class of each pixel, 255 where the CRF's `unsure_below` asks for it; confidence is its share."""
 
     def produce(ids: list[str]) -> Iterator[Labels]:
-        yield from work.map(one, ids)
+        for id, found in zip(ids, _solved(work, tagged, maps, point, cfg, ids), strict=True):
+            yield decided(id, found.values, found.shares, cfg.crf or Crf())
 
     write_labels(work, tagged.ids, produce, {"classes": list(tagged.classes)})
 
 
-@stage(MapSet, version=1)
+@stage(MapSet, version=2)
 def probabilities(work: Work, tagged: TaggedSet, maps: ForeignMaps | MapSet, point: Scores, cfg: Decide) -> None:
     """What `labels` chooses from, at the image's size; the background's is what the classes leave of 1."""
-    solved = _solver(tagged, maps, point, cfg)
-
-    def one(id: str) -> ClassMaps:
-        values, shares = solved(id)
-        return ClassMaps(id, values[1:], shares[1:].clip(0, 1), (shares.shape[1], shares.shape[2]))
 
     def produce(ids: list[str]) -> Iterator[ClassMaps]:
-        yield from work.map(one, ids)
+        for id, (values, shares) in zip(ids, _solved(work, tagged, maps, point, cfg, ids), strict=True):
+            yield ClassMaps(id, values[1:], shares[1:].clip(0, 1), (shares.shape[1], shares.shape[2]))
 
     write_maps(work, tagged.ids, produce, {"classes": list(tagged.classes)})
 
 
-def _solver(tagged: TaggedSet, maps: ForeignMaps | MapSet, point: Scores, cfg: Decide) -> Callable[[str], Solved]:
+def _solved(work: Work, tagged: TaggedSet, maps: ForeignMaps | MapSet, point: Scores, cfg: Decide,
+            ids: list[str]) -> Iterator[Solved]:
+    """The decision's probabilities of each image, in the order of `ids`."""
     threshold = float(point.read()["threshold"])
 
+    def start(id: str) -> Solved:
+        return unary(maps.get(id), threshold)
+
     def one(id: str) -> Solved:
-        given = unary(maps.get(id), threshold)
+        given = start(id)
         if cfg.crf is None or len(given.values) == 1:
             return given
         return Solved(given.values, solve(tagged.source.read(id), given.shares, cfg.crf))
 
-    return one
+    if cfg.crf is None or cfg.crf.device == "cpu":
+        yield from work.map(one, ids)
+        return
+    for first in range(0, len(ids), AHEAD):
+        some = ids[first : first + AHEAD]
+        yield from on_card(tagged, dict(zip(some, work.map(start, some), strict=True)), cfg.crf)
+
+
+def on_card(tagged: TaggedSet, given: dict[str, Solved], cfg: Crf) -> list[Solved]:
+    """The CRF's probabilities in the order of `given`, solved in batches of one size on the device of the config."""
+    done = dict(given)
+    several = {id: one.shares.shape[1:] for id, one in given.items() if len(one.values) > 1}
+    for batch in of_one_size({id: (h, w) for id, (h, w) in several.items()}):
+        photos = [tagged.source.read(id) for id in batch]
+        for id, shares in zip(batch, solve_together(photos, [given[id].shares for id in batch], cfg), strict=True):
+            done[id] = Solved(given[id].values, shares)
+    return list(done.values())
 
 
 def unary(found: ForeignMap | ClassMaps, threshold: float) -> Solved:

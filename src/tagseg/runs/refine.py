@@ -39,6 +39,7 @@ from tagseg.types import Labels, UsageError
 STEPS = ("affinity", "superpixels", "crf")
 KINDS = {"mask": ("masks", ".png"), "overlay": ("overlays", ".png"), "confidence": ("confidence", ".png"),
          "probabilities": ("probabilities", ".npy")}
+GROUPS = {"crf": ("crf",), "superpixels": ("superpixels", "smooth"), "affinity": ("seeds", "affinity", "walk")}
 MARKER = ".tagseg-refined"
 
 
@@ -59,7 +60,8 @@ class RefineRequest:
     """What a user asks for. `steps` are some of `STEPS`, applied in that order; `save` some of `KINDS`.
 
     `threshold`: the background's score where it has no map of its own; None chooses it by Otsu's rule.
-    `backbone`, `weights`, `device`, `precision`, `seed` concern the affinity network alone.
+    `given`: names of settings of `cfg` that were asked for, so that what is found in the maps does not change them.
+    `backbone`, `weights`, `precision`, `seed` concern the affinity network alone, `device` every device that is "auto".
     """
 
     maps: Path
@@ -68,6 +70,7 @@ class RefineRequest:
     steps: tuple[str, ...] = ("crf",)
     reading: MapReading = field(default_factory=MapReading)
     cfg: Config = field(default_factory=Config)
+    given: tuple[str, ...] = ()
     threshold: float | None = None
     save: tuple[str, ...] = ("mask",)
     backbone: str = "auto"
@@ -141,13 +144,14 @@ def _decide(run: Run, request: RefineRequest, tagged: TaggedSet, maps: ForeignMa
 
 def decided(request: RefineRequest, maps: ForeignMaps) -> Config:
     """The settings with nothing left at "auto"; the budget is that of the affinity network."""
-    cfg = request.cfg
-    if maps.has_background:  # its own map says where a class ends; raised peaks would move that
+    device = choose_device(request.device)
+    cfg = config.resolve(request.cfg, {"device": device})
+    if maps.has_background and "smooth.keep_peaks" not in request.given:
+        # the background's own map says where a class ends; raised peaks would move that
         cfg = dataclasses.replace(cfg, smooth=dataclasses.replace(cfg.smooth, keep_peaks=False))
     if "affinity" not in request.steps:
         return cfg
-    device = choose_device(request.device)
-    values = {"device": device, "precision": choose_precision(request.precision, device), "seed": request.seed,
+    values = { "precision": choose_precision(request.precision, device), "seed": request.seed,
               "backbone": backbone(request)}
     return config.resolve(config.resolve(cfg, values), recipe_values(backbone(request)))
 
@@ -182,9 +186,19 @@ def _check(request: RefineRequest) -> None:
     for what, value, least in (("--workers", request.workers, 1), ("--seed", request.seed, 0)):
         if value < least:
             raise UsageError(f"{what} {value}: expected {least} or more")
+    _check_devices(request)
     for data in (request.images, request.maps):
         check_outside(data, request.out)
         check_outside(data, cache_folder(request), "the cache (--cache, TAGSEG_CACHE)")
+
+
+def _check_devices(request: RefineRequest) -> None:
+    """Refuse --device, and the device of a step that was asked for, before any work is done for them."""
+    choose_device(request.device)
+    for group in (name for step in request.steps for name in GROUPS[step]):
+        for name, value, _ in config.leaves(getattr(request.cfg, group), f"{group}."):
+            if name.endswith(".device"):
+                choose_device(value, f"setting {name}")
 
 
 def _opened(request: RefineRequest) -> OpenedMaps:
@@ -225,8 +239,7 @@ def _write(request: RefineRequest, opened: OpenedMaps, found: Refined, cfg: Conf
 
 def _settings(steps: tuple[str, ...], cfg: Config) -> dict[str, Any]:
     """The settings that played a part."""
-    used = {"crf": ("crf",), "superpixels": ("superpixels", "smooth"), "affinity": ("seeds", "affinity", "walk")}
-    return {name: config.canonical(getattr(cfg, name)) for step in steps for name in used[step]}
+    return {name: config.canonical(getattr(cfg, name)) for step in steps for name in GROUPS[step]}
 
 
 def _clear(out: Path) -> None:
