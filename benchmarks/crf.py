@@ -14,7 +14,7 @@ from benchmarks.measure import CannotRun, compare
 from benchmarks.photos import photos, shared
 from benchmarks.processes import Job
 
-PHOTOS = 8
+PHOTOS = 5
 SIZE = (500, 375)  # width, height
 FLOOR = 0.05
 

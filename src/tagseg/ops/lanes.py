@@ -132,6 +132,21 @@ def whole(typing, array, position):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
+def fetch(typing, array, position):  # type: ignore[no-untyped-def]
+    """Ask for the cache line of the element at `position`, which will soon be written; nothing waits for it."""
+
+    def emit(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        byte = ir.IntType(8).as_pointer()
+        pointer = builder.bitcast(builder.gep(_data(context, builder, array, args[0]), [args[1]]), byte)
+        kind = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        builder.call(function, [pointer, _I32(1), _I32(3), _I32(1)])  # for writing, to stay, data
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), emit
+
+
+@intrinsic
 def spread(typing, array, position, lanes):  # type: ignore[no-untyped-def]
     """The element at `position` of a contiguous float32 array, in each lane."""
     kind = Vector(lanes.count)

@@ -18,6 +18,7 @@ from jaxtyping import Float32, Int32, Int64
 from numba import njit
 
 from tagseg.ops.lanes import (
+    fetch,
     fill,
     lanes,
     less,
@@ -35,6 +36,7 @@ from tagseg.types import DataError
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 POINTS = 8  # points that are embedded at a time, one in each lane
+_AHEAD, _LINE = 32, 16  # links that the blur asks memory for beforehand; float32 of a cache line
 _FIRST_TABLE = 15  # log2 of the slots to begin with
 
 
@@ -315,6 +317,9 @@ def blur(chains, ends, values, lanes):  # type: ignore[no-untyped-def]
         at = ~whole(chains, ends[axis]) * labels
         before, here = zero, load(values, at, lanes)
         for i in range(ends[axis] + 1, ends[axis + 1]):
+            later = whole(chains, min(i + _AHEAD, len(chains) - 1))
+            for k in range(0, labels, _LINE):
+                fetch(values, (later ^ (later >> 63)) * labels + k)
             link = whole(chains, i)
             first = link >> 63  # -1 where a chain begins, else 0
             coming = (link ^ first) * labels
