@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tagseg.data.index import TaggedSet
 from tagseg.localize import classify
 from tagseg.localize.classify import Classify, TagLoss, TagNet
 from tagseg.nets.backbones import build
@@ -104,13 +105,13 @@ def test_images_of_which_nothing_is_known_are_not_learned_from(trained: Tiny, tm
     known = np.arange(len(tagged)) % 2 == 0
     half = replace(tagged, tags=tagged.tags & known[:, None], tagged=known)
     seen: list[tuple[str, ...]] = []
-    real = classify.Draws
+    real = classify.drawn_from
 
-    def watched(source: object, ids: tuple[str, ...], *more: object) -> object:
-        seen.append(ids)
-        return real(source, ids, *more)  # type: ignore[arg-type]
+    def watched(tagged: TaggedSet, *more: object) -> object:
+        seen.append(tagged.ids)
+        return real(tagged, *more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(classify, "Draws", watched)
+    monkeypatch.setattr(classify, "drawn_from", watched)
     cfg = trained.prepared.cfg.classifier
     short = replace(cfg, schedule=replace(cfg.schedule, max_images=8))
     classify.train(Run(tmp_path), half, trained.prepared.inputs.pretrained, short)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -13,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 
+from crf_golden import GOLDEN, maker
 from tagseg.ops.crf import (
     Kernels,
     at_least,
@@ -24,20 +22,6 @@ from tagseg.ops.crf import (
 )
 from tagseg.ops.lattice import Lattice, filter
 from tagseg.types import DataError, UsageError
-
-GOLDEN = Path(__file__).parent / "golden"
-
-
-def _load_maker() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_crf_golden", GOLDEN / "make_crf_golden.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-maker = _load_maker()
 
 
 def small(h: int, w: int, k: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
-
 import numpy as np
 import pytest
 import torch
 
+from crf_golden import GOLDEN, maker
 from tagseg.ops import crf
 from tagseg.ops.crf_torch import dense_crf
 from tagseg.types import DataError, UsageError
-
-GOLDEN = Path(__file__).parent / "golden"
-
-
-def _load_maker() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_crf_golden", GOLDEN / "make_crf_golden.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-maker = _load_maker()
 
 
 def photos(count: int, h: int, w: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:

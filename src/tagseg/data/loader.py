@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
-from tagseg.data.index import ImageSource
+from tagseg.data.index import ImageSource, TaggedSet
 from tagseg.types import IGNORE, U8
 
 FILL = (124, 116, 104)  # the mean colour that the pretrained weights were trained with
@@ -217,6 +217,19 @@ class Draws:
         sample = self.ids[index]
         labels = None if self.labels is None else self.labels(sample)
         return draw(self.source.read(sample), labels, crop, self.augment, np.random.default_rng([self.seed, 2, number]))
+
+
+def drawn_from(
+    tagged: TaggedSet,
+    augment: Augment,
+    batch: int,
+    seed: int,
+    labels: Callable[[str], U8] | None = None,
+    positives: float = 0.0,
+) -> Draws:
+    """What a stage trains on: batches of the images of a set, each batch of one aspect ratio."""
+    shapes = crop_shapes([tagged.source.size(i) for i in tagged.ids], augment.size, batch)
+    return Draws(tagged.source, tagged.ids, tagged.tags, shapes, augment, batch, seed, labels, positives)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tagseg.artifacts import LabelSet, Weights, write_weights
 from tagseg.data.index import TaggedSet
-from tagseg.data.loader import Augment, Draws, crop_shapes, prefetched
+from tagseg.data.loader import Augment, drawn_from, prefetched
 from tagseg.data.weights import Pretrained
 from tagseg.nets.affinity_net import EdgeNet, Form, PairNet, affinity_net, feature_affinity
 from tagseg.nets.backbones import build
@@ -22,7 +22,7 @@ from tagseg.ops.geometry import align, resample, resize_labels
 from tagseg.store import Work, stage
 from tagseg.training.loop import Batch, Task, fit
 from tagseg.training.schedule import Auto, Schedule, optimiser, steps
-from tagseg.types import BACKGROUND, IGNORE
+from tagseg.types import BACKGROUND, IGNORE, U8
 
 RADIUS: dict[str, int] = {"irn": 10, "psa": 5}  # cells, as in the authors' code
 BOTH_BACKGROUND, SAME_CLASS, APART = 1, 2, 3  # kinds of pairs; 0 does not count
@@ -80,18 +80,11 @@ def train(work: Work, tagged: TaggedSet, labels: LabelSet, pretrained: Pretraine
         displacement=cfg.displacement,
         frozen=not pretrained.is_random,
     )
-    shapes = crop_shapes([tagged.source.size(i) for i in tagged.ids], cfg.augment.size, cfg.schedule.batch)
-    draws = Draws(
-        tagged.source,
-        tagged.ids,
-        tagged.tags,
-        shapes,
-        cfg.augment,
-        cfg.schedule.batch,
-        seed,
-        lambda sample: labels.get(sample).pixels,
-        cfg.positives,
-    )
+
+    def pixels(sample: str) -> U8:
+        return labels.get(sample).pixels
+
+    draws = drawn_from(tagged, cfg.augment, cfg.schedule.batch, seed, pixels, cfg.positives)
     radius = cfg.radius or RADIUS[cfg.form]
     body = [] if model.stages.frozen else list(model.stages.backbone.parameters())
     head = [p for name, p in model.named_parameters() if not name.startswith("stages.")]
@@ -118,7 +111,7 @@ def train(work: Work, tagged: TaggedSet, labels: LabelSet, pretrained: Pretraine
             "width": cfg.width,
             "displacement": cfg.displacement,
             "size": cfg.augment.size,
-            "crops": [list(crop) for crop in shapes.crops],
+            "crops": [list(crop) for crop in draws.shapes.crops],
             "radius": radius,
         },
     )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tagseg.artifacts import Weights, write_weights
 from tagseg.data.index import TaggedSet
-from tagseg.data.loader import Augment, Draws, crop_shapes, prefetched
+from tagseg.data.loader import Augment, drawn_from, prefetched
 from tagseg.data.weights import Pretrained
 from tagseg.nets.backbones import Backbone, build
 from tagseg.nets.tag_head import TagHead
@@ -94,8 +94,7 @@ def train(work: Work, tagged: TaggedSet, pretrained: Pretrained, cfg: Classify) 
     seed = int(cfg.seed)
     torch.manual_seed(seed)
     model = TagNet(build(cfg.backbone, stride=cfg.stride, weights_state=pretrained.start), len(tagged.classes))
-    shapes = crop_shapes([images.source.size(i) for i in images.ids], cfg.augment.size, cfg.schedule.batch)
-    draws = Draws(images.source, images.ids, images.tags, shapes, cfg.augment, cfg.schedule.batch, seed)
+    draws = drawn_from(images, cfg.augment, cfg.schedule.batch, seed)
     body, head = list(model.backbone.parameters()), list(model.head.parameters())
     with prefetched(draws) as batches:
         task = Task(
@@ -117,7 +116,7 @@ def train(work: Work, tagged: TaggedSet, pretrained: Pretrained, cfg: Classify) 
             "backbone": cfg.backbone,
             "stride": cfg.stride,
             "classes": list(tagged.classes),
-            "crops": [list(crop) for crop in shapes.crops],
+            "crops": [list(crop) for crop in draws.shapes.crops],
             "size": cfg.augment.size,
             "pooling": cfg.pooling,
             "lse_r": cfg.lse_r,

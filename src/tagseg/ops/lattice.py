@@ -47,8 +47,7 @@ class Lattice:
     `vertices` and `weights` (N, d+1): vertex ids and barycentric weights of each point. `chains`: the ids of vertices
     that are neighbours along an axis, one chain after the other, axis after axis; the first of a chain is written ~id.
     A vertex without neighbours along an axis is in none of its chains. `ends` (d+2,): where an axis begins and ends.
-    `size`: M. `gain` scales the result:
-    1 / (1 + 2^-d).
+    `size`: M. `gain` scales the result: 1 / (1 + 2^-d).
     """
 
     vertices: Int32[np.ndarray, "n d1"]

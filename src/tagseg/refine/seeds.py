@@ -21,7 +21,7 @@ from tagseg.types import BACKGROUND, F32, I64, IGNORE, U8, ClassMaps, Labels, Us
 class Seeds:
     """IRN's cuts `fg` and `bg`, good for maps whose operating point is `at`; both move with the point (`cuts`).
 
-    `gt_prob`: how far the CRF trusts the cut labels. Of `crf`, `unsure_below` is not used.
+    `gt_prob`: how far the CRF trusts the cut labels. Of `crf`, `unsure_below` and `device` are not used.
     """
 
     fg: float = 0.30

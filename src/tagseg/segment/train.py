@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tagseg.artifacts import LabelSet, Weights, write_weights
 from tagseg.data.index import TaggedSet
-from tagseg.data.loader import Augment, Draws, crop_shapes, prefetched
+from tagseg.data.loader import Augment, drawn_from, prefetched
 from tagseg.data.weights import Pretrained
 from tagseg.nets.backbones import build
 from tagseg.nets.deeplab import DeepLabV3Plus, LargeFov, Segmenter
@@ -104,18 +104,7 @@ def segmenter(work: Work, tagged: TaggedSet, labels: LabelSet, pretrained: Pretr
     outputs = len(tagged.classes) + 1 - shift
     model = make(cfg, outputs, pretrained.start)
     weights = class_weights(labels, tagged.ids, outputs, shift, cfg.balance)
-    shapes = crop_shapes([tagged.source.size(i) for i in tagged.ids], cfg.augment.size, cfg.schedule.batch)
-    draws = Draws(
-        tagged.source,
-        tagged.ids,
-        tagged.tags,
-        shapes,
-        cfg.augment,
-        cfg.schedule.batch,
-        int(cfg.seed),
-        partial(_pixels, labels),
-        cfg.positives,
-    )
+    draws = drawn_from(tagged, cfg.augment, cfg.schedule.batch, int(cfg.seed), partial(_pixels, labels), cfg.positives)
     rates = optimiser(cfg.schedule, list(model.backbone.parameters()), list(model.head.parameters()))
     with prefetched(draws) as batches:
         task = Task(
@@ -139,7 +128,7 @@ def segmenter(work: Work, tagged: TaggedSet, labels: LabelSet, pretrained: Pretr
             "head": cfg.head,
             "width": cfg.width,
             "size": cfg.augment.size,
-            "crops": [list(crop) for crop in shapes.crops],
+            "crops": [list(crop) for crop in draws.shapes.crops],
             "classes": list(tagged.classes),
             "has_background": tagged.has_background,
         },
