@@ -105,7 +105,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _asked(command: argparse.ArgumentParser) -> None:
-    command.add_argument("method", metavar="METHOD", help="cam")
+    command.add_argument("method", metavar="METHOD", help="cam or esol")
     command.add_argument(
         "data", metavar="DATA", help="a folder of images with tags.csv, one folder a class, or scenes:NAME"
     )

@@ -21,6 +21,13 @@ def unkeyed(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={"keyed": False})
 
 
+def added(default: Any) -> Any:
+    """A config field that came later and changes nothing at its default: there it enters no key, so that what older
+    versions made is still found.
+    """
+    return dataclasses.field(default=default, metadata={"added": True})
+
+
 def is_config(value: object) -> bool:
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
@@ -29,7 +36,7 @@ def canonical(cfg: Any) -> Any:
     """The keyed fields of a config as plain JSON values; equal configs have equal canonical forms."""
     if is_config(cfg):
         return {
-            f.name: canonical(getattr(cfg, f.name)) for f in dataclasses.fields(cfg) if f.metadata.get("keyed", True)
+            f.name: canonical(getattr(cfg, f.name)) for f in dataclasses.fields(cfg) if _counts(f, getattr(cfg, f.name))
         }
     if isinstance(cfg, Mapping):
         return {str(k): canonical(v) for k, v in sorted(cfg.items())}
@@ -40,6 +47,11 @@ def canonical(cfg: Any) -> Any:
     if cfg is None or isinstance(cfg, str | int | float | bool):
         return cfg
     raise UsageError(f"config value {cfg!r} of type {type(cfg).__name__}: expected str, number, bool, None or a tuple")
+
+
+def _counts(field: dataclasses.Field[Any], value: Any) -> bool:
+    """Whether a field enters keys."""
+    return field.metadata.get("keyed", True) and not (field.metadata.get("added") and value == field.default)
 
 
 def leaves(cfg: Any, prefix: str = "") -> Iterator[tuple[str, Any, bool]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -11,13 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tagseg import config
 from tagseg.artifacts import Weights, write_weights
 from tagseg.data.index import TaggedSet
 from tagseg.data.loader import Augment, drawn_from, prefetched
 from tagseg.data.weights import Pretrained
 from tagseg.nets.backbones import Backbone, build
+from tagseg.nets.sampler import Sampler
 from tagseg.nets.tag_head import TagHead
-from tagseg.ops import pooling
+from tagseg.ops import flattening, pooling
 from tagseg.store import Work, stage
 from tagseg.training.loop import Batch, Task, fit
 from tagseg.training.schedule import Auto, Schedule, optimiser, steps
@@ -26,10 +28,14 @@ from tagseg.types import DataError
 
 @dataclass(frozen=True)
 class Classify:
-    """`pooling` turns class maps into image scores: "gap" makes the maps exact CAMs, "lse" and "topk" seek peaks."""
+    """`pooling` turns class maps into image scores: "gap" makes the maps exact CAMs, "lse" and "topk" seek peaks.
+
+    `sampler`: channels of a 3x3 layer before the head, which `localize/offset_sampling` can set in motion; 0: none.
+    """
 
     backbone: str = "auto"
     stride: int = 16
+    sampler: int = config.added(0)
     pooling: Literal["gap", "lse", "topk"] = "gap"
     lse_r: float = 4.0
     topk_share: float = 0.1
@@ -54,18 +60,69 @@ class Classify:
     }
 
 
-class TagNet(nn.Module):
-    """Backbone and tag head: normalised images (n,3,h,w) to raw class maps (n,C,h',w') on the backbone's last grid."""
+@dataclass(frozen=True)
+class Layer:
+    """One sampling layer before the head: its channels, whether its taps move, and how its output is flattened.
 
-    def __init__(self, backbone: Backbone, classes: int) -> None:
+    `clip`: "channel_max" caps each channel of an image at `beta` times its maximum, "channel_quantile" at its quantile
+    `beta`, "none" does not. `limit`: the longest offset in cells, None is free.
+    """
+
+    width: int
+    moves: bool = False
+    clip: Literal["channel_max", "channel_quantile", "none"] = "none"
+    beta: float = 1.0
+    limit: float | None = None
+
+
+class TagNet(nn.Module):
+    """Backbone, sampling layers, tag head: normalised images (n,3,h,w) to raw class maps (n,C,h',w') on the last grid.
+
+    Frozen (`learns`), it stays in eval mode whatever is called, and only what was named gets gradients.
+    """
+
+    def __init__(self, backbone: Backbone, classes: int, layers: Sequence[Layer] = ()) -> None:
         super().__init__()
         self.backbone = backbone
         self.tap = backbone.tap("last")
-        self.head = TagHead(self.tap.channels, classes)
+        self.layers = tuple(layers)
+        widths = [self.tap.channels, *(layer.width for layer in layers)]
+        self.samplers = nn.ModuleList(
+            Sampler(before, layer.width, moves=layer.moves, limit=layer.limit)
+            for before, layer in zip(widths, layers, strict=False)
+        )
+        self.head = TagHead(widths[-1], classes)
+        self.frozen = False
+
+    def learns(self, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+        """Freeze everything but these; returns them as a list."""
+        only = list(parameters)
+        self.requires_grad_(False)
+        for parameter in only:
+            parameter.requires_grad_(True)
+        self.frozen = True
+        return only
+
+    def train(self, mode: bool = True) -> TagNet:
+        """A frozen network does not leave eval mode: the statistics of batch norms stay what they are."""
+        return super().train(mode and not self.frozen)
+
+    def sampled(self, f: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """Features (n,d,h',w') through the sampling layers `start` to `stop`."""
+        for sampler, layer in list(zip(self.samplers, self.layers, strict=True))[start:stop]:
+            f = flattened(F.relu(sampler(f)), layer)  # esol Eq. 2
+        return f
 
     def forward(self, x: Tensor) -> Tensor:
-        maps: Tensor = self.head(self.backbone(x, ["last"])["last"])
+        maps: Tensor = self.head(self.sampled(self.backbone(x, ["last"])["last"]))
         return maps
+
+
+def flattened(x: Tensor, layer: Layer) -> Tensor:
+    """The layer's output under its cap."""
+    if layer.clip == "channel_max":
+        return flattening.clip_to_peak(x, layer.beta)
+    return flattening.clip_to_quantile(x, layer.beta) if layer.clip == "channel_quantile" else x
 
 
 @dataclass(frozen=True)
@@ -80,9 +137,13 @@ class TagLoss:
     def total(self, model: nn.Module, batch: Batch) -> Tensor:
         assert isinstance(model, TagNet)
         maps = model(model.backbone.preprocess(batch["images"].float() / 255))
-        logits = model.head.logits(maps.float(), self.pool)
-        each = F.binary_cross_entropy_with_logits(logits, batch["tags"].float(), reduction="none")
-        return each.mean(1).sum()  # cam Eq. 3
+        return tag_loss(model.head.logits(maps.float(), self.pool), batch["tags"])
+
+
+def tag_loss(logits: Tensor, tags: Tensor) -> Tensor:
+    """Multi-label soft margin of image logits (n,C), summed over images."""
+    each = F.binary_cross_entropy_with_logits(logits, tags.float(), reduction="none")
+    return each.mean(1).sum()  # cam Eq. 3
 
 
 @stage(Weights, version=2)
@@ -93,9 +154,10 @@ def train(work: Work, tagged: TaggedSet, pretrained: Pretrained, cfg: Classify) 
         raise DataError(f"{tagged.name}: no image has a tag row; expected tags for at least one image in tags.csv")
     seed = int(cfg.seed)
     torch.manual_seed(seed)
-    model = TagNet(build(cfg.backbone, stride=cfg.stride, weights_state=pretrained.start), len(tagged.classes))
+    backbone = build(cfg.backbone, stride=cfg.stride, weights_state=pretrained.start)
+    model = TagNet(backbone, len(tagged.classes), [Layer(cfg.sampler)] if cfg.sampler else [])
     draws = drawn_from(images, cfg.augment, cfg.schedule.batch, seed)
-    body, head = list(model.backbone.parameters()), list(model.head.parameters())
+    body, head = list(model.backbone.parameters()), [*model.samplers.parameters(), *model.head.parameters()]
     with prefetched(draws) as batches:
         task = Task(
             model,
@@ -109,20 +171,26 @@ def train(work: Work, tagged: TaggedSet, pretrained: Pretrained, cfg: Classify) 
             draws.names,
         )
         fit(work, task, cfg.schedule)
-    write_weights(
-        work,
-        model.state_dict(),
-        {
-            "backbone": cfg.backbone,
-            "stride": cfg.stride,
-            "classes": list(tagged.classes),
-            "crops": [list(crop) for crop in draws.shapes.crops],
-            "size": cfg.augment.size,
-            "pooling": cfg.pooling,
-            "lse_r": cfg.lse_r,
-            "topk_share": cfg.topk_share,
-        },
-    )
+    described(work, model, cfg, tagged.classes, draws.shapes.crops)
+
+
+def described(
+    work: Work, model: TagNet, cfg: Classify, classes: tuple[str, ...], crops: Sequence[tuple[int, int]],
+    more: Mapping[str, Any] | None = None,
+) -> None:  # fmt: skip
+    """Write a classifier and what is needed to build and to read it again."""
+    meta = {
+        "backbone": cfg.backbone,
+        "stride": cfg.stride,
+        "classes": list(classes),
+        "crops": [list(crop) for crop in crops],
+        "size": cfg.augment.size,
+        "pooling": cfg.pooling,
+        "lse_r": cfg.lse_r,
+        "topk_share": cfg.topk_share,
+        "samplers": [asdict(layer) for layer in model.layers],
+    }
+    write_weights(work, model.state_dict(), {**meta, **(more or {})})
 
 
 def pool(cfg: Classify) -> Callable[[Tensor], Tensor]:
@@ -136,9 +204,15 @@ def load(weights: Weights, classes: tuple[str, ...]) -> TagNet:
     """The trained classifier, in eval mode; its class names must be those of the data."""
     meta = weights.meta
     check_classes(meta["classes"], classes, str(weights.path))
-    model = TagNet(build(meta["backbone"], stride=meta["stride"]), len(classes))
+    layers = [Layer(**layer) for layer in meta.get("samplers", [])]  # weights of before 0.2 have none
+    model = TagNet(build(meta["backbone"], stride=meta["stride"]), len(classes), layers)
     model.load_state_dict(weights.tensors())
     return model.eval()
+
+
+def pooling_of(weights: Weights) -> Callable[[Tensor], Tensor]:
+    """The pooling that a classifier was trained with."""
+    return pool(Classify(**{name: weights.meta[name] for name in ("pooling", "lse_r", "topk_share")}))
 
 
 def check_classes(found: list[str], expected: tuple[str, ...], where: str) -> None:

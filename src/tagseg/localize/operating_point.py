@@ -13,7 +13,7 @@ from torch import Tensor
 from tagseg.artifacts import MapSet, Scores, Weights, write_scores
 from tagseg.data.index import ImageSource, TaggedSet
 from tagseg.inference import Network, Size, Views, predict, resized
-from tagseg.localize.classify import Classify, load, pool
+from tagseg.localize.classify import load, pooling_of
 from tagseg.ops import operating_points as rules
 from tagseg.ops.geometry import enlarge
 from tagseg.store import Work, stage
@@ -126,14 +126,14 @@ def _logits(
     work: Work, tagged: TaggedSet, classifier: Weights, painted: Painted, cfg: OperatingPoint
 ) -> Iterator[float]:
     """The logit of its pair's class for every painted image."""
-    meta, model = classifier.meta, load(classifier, tagged.classes)
-    pooled = pool(Classify(pooling=meta["pooling"], lse_r=meta["lse_r"], topk_share=meta["topk_share"]))
+    model = load(classifier, tagged.classes)
+    pooled = pooling_of(classifier)
 
     def read(raw: Tensor, in_size: Size, out_size: Size) -> Tensor:
         return model.head.logits(raw.float(), pooled)[:, :, None, None]
 
     network = Network(model, model.backbone.preprocess, read, len(tagged.classes), model.backbone.min_size)
-    ids, views = painted.ids(), Views(size=meta["size"], flip=False)
+    ids, views = painted.ids(), Views(size=classifier.meta["size"], flip=False)
     each = len(CUTS) + 2
     seen = predict(work, network, painted, ids, views, device=cfg.device, precision=cfg.precision, out_size=_single)
     for n, one in enumerate(seen):

@@ -8,11 +8,11 @@ from types import ModuleType
 
 from tagseg.types import UsageError
 
-METHODS = ("cam",)
+METHODS = ("cam", "esol")
 
 
 def get(name: str) -> ModuleType:
-    """The page of a method: a module with `Config`, `fit`, `maps`, `labels`, `predict` (see methods/protocol.py)."""
+    """The page of a method: a module with `Config`, `fit`, `maps`, `spread`, `labels`, `predict` (see methods/protocol.py)."""
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=1)
         raise UsageError(

@@ -8,9 +8,11 @@ from typing import Any, ClassVar
 from tagseg.artifacts import LabelSet, MapSet, Scores, Weights
 from tagseg.data.index import TaggedSet
 from tagseg.inference import Views
-from tagseg.localize import cam, classify, operating_point
+from tagseg.localize import affinity, cam, classify, operating_point
+from tagseg.methods import refining
 from tagseg.methods.protocol import Fitted, Inputs
-from tagseg.refine import crf
+from tagseg.refine import affinity as walk
+from tagseg.refine import crf, seeds
 from tagseg.segment import predict as segmented
 from tagseg.segment import train
 from tagseg.store import Run
@@ -22,11 +24,18 @@ def _post(size: int) -> segmented.Predict:
 
 @dataclass(frozen=True)
 class Config:
-    """One config for each stage; `post` is the slower prediction with scales, flip and CRF."""
+    """One config for each stage; `post` is the slower prediction with scales, flip and CRF.
+
+    `refine`: how maps become labels, see `refining.Settings`; "affinity" reads `seeds`, `affinity` and `walk`.
+    """
 
     classifier: classify.Classify = field(default_factory=classify.Classify)
     cam: cam.Cam = field(default_factory=cam.Cam)
     point: operating_point.OperatingPoint = field(default_factory=operating_point.OperatingPoint)
+    refine: refining.Kind = "crf"
+    seeds: seeds.Seeds = field(default_factory=seeds.Seeds)
+    affinity: affinity.Affinity = field(default_factory=affinity.Affinity)
+    walk: walk.Walk = field(default_factory=walk.Walk)
     crf: crf.Crf = field(default_factory=crf.Crf)
     segmenter: train.Segment = field(default_factory=train.Segment)
     predict: segmented.Predict = field(default_factory=segmented.Predict)
@@ -40,9 +49,10 @@ def fit(run: Run, inputs: Inputs, cfg: Config) -> Fitted:
     classifier = classify.train(run, inputs.tagged, inputs.pretrained, cfg.classifier)
     found = cam.maps(run, inputs.tagged, classifier, cfg.cam)
     point = operating_point.auto(run, inputs.tagged, classifier, found, cfg.point)
-    pseudo = labels(run, inputs.tagged, found, point, cfg)
+    fine = refining.refined(run, inputs, classifier, found, point, cfg)
+    pseudo = labels(run, inputs.tagged, fine.maps, fine.point, cfg)
     model = train.segmenter(run, inputs.tagged, pseudo, inputs.pretrained, cfg.segmenter)
-    return Fitted(model, classifier, found, point, pseudo)
+    return Fitted(model, classifier, found, point, fine, pseudo)
 
 
 def maps(run: Run, tagged: TaggedSet, fitted: Fitted, cfg: Config) -> MapSet:
@@ -50,9 +60,14 @@ def maps(run: Run, tagged: TaggedSet, fitted: Fitted, cfg: Config) -> MapSet:
     return cam.maps(run, tagged, fitted.classifier, cfg.cam)
 
 
+def spread(run: Run, tagged: TaggedSet, found: MapSet, fitted: Fitted, cfg: Config) -> MapSet:
+    """The maps that labels are cut from."""
+    return refining.spread(run, tagged, found, fitted.refined.affinity, cfg)
+
+
 def labels(run: Run, tagged: TaggedSet, found: MapSet, point: Scores, cfg: Config) -> LabelSet:
     """Labels at an operating point, drawn to the image's edges."""
-    return crf.labels(run, tagged, found, point, cfg.crf)
+    return refining.labels(run, tagged, found, point, cfg)
 
 
 def predict(run: Run, model: Weights, images: TaggedSet, cfg: Config) -> LabelSet:

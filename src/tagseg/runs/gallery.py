@@ -31,7 +31,8 @@ def gallery(
     rows = chosen(predicted.val, opened.images, per_image)
     tagged = opened.images.select([i for i, _ in rows])
     maps = prepared.method.maps(run, tagged, fitted, prepared.cfg)
-    pseudo = prepared.method.labels(run, tagged, maps, fitted.point, prepared.cfg)
+    fine = prepared.method.spread(run, tagged, maps, fitted, prepared.cfg)
+    pseudo = prepared.method.labels(run, tagged, fine, fitted.refined.point, prepared.cfg)
     scores = dict(per_image)
     out = []
     for number, (sample, group) in enumerate(rows):

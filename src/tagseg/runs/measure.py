@@ -67,15 +67,16 @@ def _train_numbers(run: Run, prepared: Prepared, fitted: Fitted, auto: float, ou
     out.curves["seed"], out.scores["seed"] = curve(run, fitted.maps, truth, auto)
     document = measure.labels(run, fitted.labels, truth, measure.MeasureLabels()).read()
     out.detail["pseudo"] = {n: v for n, v in document.items() if n != "per_image"}
-    out.scores["pseudo"] = {"auto": measure.entry(document, document["images"], auto)}
+    cut = float(fitted.refined.point.read()["threshold"])
+    out.scores["pseudo"] = {"auto": measure.entry(document, document["images"], cut)}
     out.per_image = list(measure.worst_first(document))
-    out.curves["pseudo"] = _pseudo_curve(run, prepared, fitted, truth, auto)
+    out.curves["pseudo"] = _pseudo_curve(run, prepared, fitted, truth, cut)
     best = out.curves["pseudo"]["oracle"]
     document = _refined(run, prepared, fitted, truth, best)
     oracle = measure.entry(document, document["images"], best)
     if oracle["miou"] < out.scores["pseudo"]["auto"]["miou"]:  # the curve is drawn on a part of the images
         oracle = out.scores["pseudo"]["auto"]
-        out.curves["pseudo"]["oracle"] = auto
+        out.curves["pseudo"]["oracle"] = cut
     out.scores["pseudo"]["oracle"] = oracle
     if prepared.request.k_masks:
         _k_point(run, prepared, fitted, truth, out)
@@ -90,6 +91,8 @@ def _k_point(run: Run, prepared: Prepared, fitted: Fitted, truth: MaskedSet, out
     chosen = measure.maps(run, fitted.maps, few, measure.MeasureMaps()).read()["best"]
     document = measure.maps(run, fitted.maps, rest, measure.MeasureMaps(also=(chosen,))).read()
     out.scores["seed"]["k"] = measure.at(document, chosen)
+    if fitted.refined.maps.key != fitted.maps.key:
+        chosen = measure.maps(run, fitted.refined.maps, few, measure.MeasureMaps()).read()["best"]
     document = _refined(run, prepared, fitted, rest, chosen)
     out.scores["pseudo"]["k"] = measure.entry(document, document["images"], chosen)
 
@@ -121,7 +124,7 @@ def _pseudo_curve(run: Run, prepared: Prepared, fitted: Fitted, truth: MaskedSet
 
 def _refined(run: Run, prepared: Prepared, fitted: Fitted, truth: MaskedSet, threshold: float) -> dict[str, Any]:
     point = fixed(run, Fixed(threshold, "oracle curve, for the report only"))
-    labels = prepared.method.labels(run, truth.without_masks(), fitted.maps, point, prepared.cfg)
+    labels = prepared.method.labels(run, truth.without_masks(), fitted.refined.maps, point, prepared.cfg)
     return measure.labels(run, labels, truth, measure.MeasureLabels()).read()
 
 

@@ -47,6 +47,7 @@ class Task:
     device: str
     precision: str
     names: Callable[[int], list[str]] = lambda step: []
+    enough: Callable[[list[list[float]]], str | None] = lambda history: None  # a reason to stop early, given the losses
 
 
 def fit(work: Work, task: Task, schedule: Schedule) -> None:
@@ -56,8 +57,8 @@ def fit(work: Work, task: Task, schedule: Schedule) -> None:
     state = checkpoint.restore(work.scratch, task.model, task.optimiser)
     if state.step == 0:  # something to go back to, should the first losses be no numbers
         checkpoint.write(work.scratch, task.model, task.optimiser, state)
-    work.resumed_at, saved, skipped, split = state.step, time.monotonic(), 0, 1
-    while state.step < task.steps:
+    work.resumed_at, saved, skipped, split, reason = state.step, time.monotonic(), 0, 1, None
+    while state.step < task.steps and not (reason := task.enough(state.history)):
         loss, split = _step(work, task, schedule, state, split)
         if math.isfinite(loss):
             state.history.append(
@@ -70,6 +71,8 @@ def fit(work: Work, task: Task, schedule: Schedule) -> None:
             checkpoint.write(work.scratch, task.model, task.optimiser, state)
             saved = time.monotonic()
         work.tick(state.step, task.steps, f"loss {loss:.4f}")
+    if reason:
+        work.event(f"stopped after {state.step} of {task.steps} steps: {reason}")
     write_atomic(work.folder / "history.json", json.dumps(state.history).encode())
     task.model.eval()
 

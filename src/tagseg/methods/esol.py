@@ -1,0 +1,103 @@
+"""`esol`: learn where to sample, first to widen class maps, then to narrow them (Li et al., NeurIPS 2022)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from tagseg import config
+from tagseg.artifacts import LabelSet, MapSet, Scores, Weights
+from tagseg.data.index import TaggedSet
+from tagseg.inference import Views
+from tagseg.localize import affinity, cam, classify, fusion, joint_sampling, offset_sampling, operating_point
+from tagseg.methods import refining
+from tagseg.methods.protocol import Fitted, Inputs
+from tagseg.refine import affinity as walk
+from tagseg.refine import crf, seeds
+from tagseg.segment import predict as segmented
+from tagseg.segment import train
+from tagseg.store import Run
+
+
+def _post(size: int) -> segmented.Predict:
+    return segmented.Predict(Views(size=size, scales=(1.0, 0.75, 1.25)), segmented.EdgeCrf(iterations=10))
+
+
+@dataclass(frozen=True)
+class Config:
+    """One config for each stage. `mode`: the classifier and its widening one after the other, or in turn.
+
+    `fuse_maps`: the narrowed maps alone, or joined with the widened ones.
+    """
+
+    classifier: classify.Classify = field(default_factory=lambda: classify.Classify(sampler=256))
+    mode: Literal["sequential", "joint"] = "sequential"
+    expand: offset_sampling.Expand = field(default_factory=offset_sampling.Expand)
+    second: offset_sampling.Second = field(default_factory=offset_sampling.Second)
+    shrink: offset_sampling.Shrink = field(default_factory=offset_sampling.Shrink)
+    cam: cam.Cam = field(default_factory=cam.Cam)
+    fuse_maps: Literal["shrinkage", "max", "mean"] = "shrinkage"
+    point: operating_point.OperatingPoint = field(default_factory=operating_point.OperatingPoint)
+    refine: refining.Kind = "affinity"
+    seeds: seeds.Seeds = field(default_factory=seeds.Seeds)
+    affinity: affinity.Affinity = field(default_factory=affinity.Affinity)
+    walk: walk.Walk = field(default_factory=walk.Walk)
+    crf: crf.Crf = field(default_factory=crf.Crf)
+    segmenter: train.Segment = field(default_factory=train.Segment)
+    predict: segmented.Predict = field(default_factory=segmented.Predict)
+    post: segmented.Predict = field(default_factory=lambda: _post(256))
+
+    BUDGETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "quick": {"post": _post(96), "classifier": config.with_budget(classify.Classify(sampler=128), "quick")},
+        "paper": {"post": _post(321), "classifier": config.with_budget(classify.Classify(sampler=2048), "paper")},
+    }
+
+
+def fit(run: Run, inputs: Inputs, cfg: Config) -> Fitted:
+    """Look where the classifier does worse, learn the tags again from there, look where that takes little room."""
+    tagged = inputs.tagged
+    wide = widened(run, inputs, cfg)
+    twofold = offset_sampling.second(run, tagged, wide, cfg.second)
+    narrow = offset_sampling.shrinkage(run, tagged, twofold, cfg.shrink)
+    found = _maps(run, tagged, wide, narrow, cfg)
+    point = operating_point.auto(run, tagged, narrow, found, cfg.point)
+    fine = refining.refined(run, inputs, narrow, found, point, cfg)
+    pseudo = labels(run, tagged, fine.maps, fine.point, cfg)
+    model = train.segmenter(run, tagged, pseudo, inputs.pretrained, cfg.segmenter)
+    return Fitted(model, narrow, found, point, fine, pseudo, (wide,))
+
+
+def widened(run: Run, inputs: Inputs, cfg: Config) -> Weights:
+    """The classifier with offsets that widen its maps."""
+    if cfg.mode == "joint":
+        both = joint_sampling.Joint(cfg.classifier, cfg.expand)
+        return joint_sampling.expansion(run, inputs.tagged, inputs.pretrained, both)
+    classifier = classify.train(run, inputs.tagged, inputs.pretrained, cfg.classifier)
+    return offset_sampling.expansion(run, inputs.tagged, classifier, cfg.expand)
+
+
+def _maps(run: Run, tagged: TaggedSet, wide: Weights, narrow: Weights, cfg: Config) -> MapSet:
+    found = cam.maps(run, tagged, narrow, cfg.cam)
+    if cfg.fuse_maps == "shrinkage":
+        return found
+    return fusion.fused(run, tagged, found, cam.maps(run, tagged, wide, cfg.cam), fusion.Fuse(cfg.fuse_maps))
+
+
+def maps(run: Run, tagged: TaggedSet, fitted: Fitted, cfg: Config) -> MapSet:
+    """Maps of other images whose tags are given."""
+    return _maps(run, tagged, fitted.before[0], fitted.classifier, cfg)
+
+
+def spread(run: Run, tagged: TaggedSet, found: MapSet, fitted: Fitted, cfg: Config) -> MapSet:
+    """The maps that labels are cut from."""
+    return refining.spread(run, tagged, found, fitted.refined.affinity, cfg)
+
+
+def labels(run: Run, tagged: TaggedSet, found: MapSet, point: Scores, cfg: Config) -> LabelSet:
+    """Labels at an operating point."""
+    return refining.labels(run, tagged, found, point, cfg)
+
+
+def predict(run: Run, model: Weights, images: TaggedSet, cfg: Config) -> LabelSet:
+    """Masks of images by the segmenter alone: the samplers only serve to label training images."""
+    return segmented.labels(run, images, model, cfg.predict)
