@@ -40,7 +40,7 @@ class Classify:
     lse_r: float = 4.0
     topk_share: float = 0.1
     augment: Augment = field(default_factory=Augment)
-    schedule: Schedule = field(default_factory=lambda: Schedule(epochs=5.0, max_images=9000))
+    schedule: Schedule = field(default_factory=lambda: Schedule(epochs=16.0, max_images=8000))
     seed: int | Auto = "auto"
     device: str = "auto"
     precision: str = "auto"
