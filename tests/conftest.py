@@ -17,6 +17,7 @@ CHECKED = [
     "tagseg.ops.confusion",
     "tagseg.ops.crf",
     "tagseg.ops.boundary",
+    "tagseg.ops.flattening",
     "tagseg.nets",
 ]
 install_import_hook(CHECKED, "beartype.beartype")

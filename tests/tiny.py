@@ -33,11 +33,42 @@ SETS = (
     "post.crf.iterations=1",
 )
 
+WALK = (
+    "seeds.crf.iterations=1",
+    "affinity.augment.size=48",
+    "affinity.stride=16",
+    "affinity.width=8",
+    "affinity.schedule.min_images=0",
+    "affinity.schedule.max_images=32",
+    "walk.views.size=48",
+    "walk.degree=20",
+)
+OWN = {
+    "cam": (),
+    "esol": (
+        *WALK,
+        "classifier.sampler=16",
+        "classifier.stride=8",
+        "classifier.schedule.max_images=1600",
+        "expand.augment.size=48",
+        "expand.schedule.batch=8",
+        "second.width=16",
+        "second.augment.size=48",
+        "second.schedule.min_images=0",
+        "second.schedule.max_images=400",
+        "second.schedule.batch=8",
+        "shrink.augment.size=48",
+        "shrink.schedule.batch=8",
+    ),
+}
 
-def request(out: Path, *, data: str = DATA, sets: tuple[str, ...] = (), **more: Any) -> Request:
-    """The tiny run of method `cam`; `sets` come after the tiny ones and win."""
-    asked = Request("cam", data, out, budget="quick", backbone="small", sets=(*SETS, *sets), device="cpu",
-                    precision="fp32", workers=1)
+
+def request(
+    out: Path, *, method: str = "cam", data: str = DATA, sets: tuple[str, ...] = (), **more: Any
+) -> Request:  # fmt: skip
+    """The tiny run of a method; `sets` come after the tiny ones and win."""
+    asked = Request(method, data, out, budget="quick", backbone="small", sets=(*SETS, *OWN[method], *sets),
+                    device="cpu", precision="fp32", workers=1)
     return replace(asked, **more)
 
 
@@ -66,12 +97,12 @@ class Tiny:
         return Run(self.cache, workers=1)
 
 
-def make(out: Path) -> Tiny:
+def make(out: Path, method: str = "cam") -> Tiny:
     """Do the whole tiny run."""
     from tagseg.runs.run import run
 
-    document = run(request(out))
-    prepared = prepare(request(out))
+    document = run(request(out, method=method))
+    prepared = prepare(request(out, method=method))
     fitted = prepared.method.fit(Run(prepared.cache, workers=1), prepared.inputs, prepared.cfg)
     return Tiny(out, prepared, fitted, document)
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tagseg.localize import cam, classify
+import tiny
+from tagseg.data.index import ImageSource
+from tagseg.localize import cam, classify, offset_sampling
 from tagseg.ops.geometry import resample
+from tagseg.runs.setup import prepare
 from tagseg.store import Run
+from tagseg.types import U8
 from tiny import Tiny
 
 
@@ -72,3 +76,34 @@ def test_any_number_of_workers_writes_the_same_bytes(trained: Tiny, tmp_path: Pa
                     trained.prepared.cfg.cam)
     assert four.key == one.key
     assert four.record["outputs"] == one.record["outputs"]
+
+
+@dataclass(frozen=True)
+class Mirrored:
+    """The images of another source, each seen in a mirror."""
+
+    source: ImageSource
+
+    def read(self, id: str) -> U8:
+        return np.ascontiguousarray(self.source.read(id)[:, :, ::-1])
+
+    def size(self, id: str) -> tuple[int, int]:
+        return self.source.size(id)
+
+    def digest(self, id: str) -> str:
+        return "mirrored " + self.source.digest(id)
+
+
+@pytest.mark.parametrize("moves", [False, True])
+def test_esol_s7_14_a_mirrored_image_has_mirrored_maps(trained: Tiny, tmp_path: Path, moves: bool) -> None:
+    prepared = prepare(tiny.request(tmp_path / "esol", method="esol"))
+    some, run = prepared.inputs.tagged.limit(4), Run(tmp_path / "cache", workers=1)
+    weights = classify.train(run, prepared.inputs.tagged, prepared.inputs.pretrained, prepared.cfg.classifier)
+    if moves:
+        weights = offset_sampling.expansion(run, prepared.inputs.tagged, weights, prepared.cfg.expand)
+    views = replace(prepared.cfg.cam.views, size=48, scales=(1.0, 0.5, 1.5), flip=True)
+    cfg = replace(prepared.cfg.cam, views=views)
+    turned = replace(some, source=Mirrored(some.source))
+    straight, mirrored = (cam.maps(run, one, weights, cfg) for one in (some, turned))
+    for a, b in zip(straight, mirrored, strict=True):
+        assert np.allclose(a.scores, b.scores[:, :, ::-1], atol=2e-3)  # stored as float16

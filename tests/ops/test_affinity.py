@@ -220,3 +220,24 @@ def test_errors_name_what_is_wrong() -> None:
         affinity.walk(step, values, 0)
     with pytest.raises(UsageError, match="degree"):
         affinity.chebyshev(step, values, 256, 1)
+
+
+def _columns(boundary: np.ndarray) -> np.ndarray:
+    """The transition as a matrix [from, to], read off from one step of each cell alone."""
+    cells = boundary.size
+    units = np.eye(cells, dtype=np.float32).reshape(cells, *boundary.shape)
+    return affinity.walk(affinity.transition_from_boundary(boundary, 5, 10.0), units, 1).reshape(cells, cells)
+
+
+@pytest.mark.parametrize("size", [(6, 7), (1, 9), (5, 2)])
+def test_esol_s7_12_columns_of_the_transition_sum_to_one(size: tuple[int, int]) -> None:
+    boundary, _ = grid(size)
+    assert np.allclose(_columns(boundary).sum(0), 1, atol=1e-5)
+    # no edges: what a map holds is spread over cells with as many neighbours, and a map of one value keeps it all
+    even = np.full((1, *size), 0.7, np.float32)
+    free = affinity.transition_from_boundary(np.zeros(size, np.float32), 5, 10.0)
+    assert affinity.walk(free, even, 64).sum() == pytest.approx(even.sum(), rel=1e-4)
+    # an edge of 1 everywhere: nothing leaves its cell
+    start = grid(size)[1]
+    walls = affinity.transition_from_boundary(np.ones(size, np.float32), 5, 10.0)
+    assert np.allclose(affinity.walk(walls, start, 64), start, atol=1e-6)

@@ -13,7 +13,7 @@ from tagseg.data.index import TaggedSet
 from tagseg.data.loader import drawn_from, prefetched
 from tagseg.data.weights import Pretrained
 from tagseg.localize.classify import Classify, Layer, TagNet, described, pool, tag_loss
-from tagseg.localize.offset_sampling import Expand, Pool, check, guard_ceiling, offsets_of
+from tagseg.localize.offset_sampling import SHARE, Expand, Pool, check, guessing, offsets_of
 from tagseg.nets.backbones import build
 from tagseg.nets.sampler import Sampler
 from tagseg.store import Work, stage
@@ -24,7 +24,9 @@ from tagseg.training.together import Together
 
 @dataclass(frozen=True)
 class Joint:
-    """`classifier`: the network, its batches and its rates; `expand`: how the offsets climb in every second step."""
+    """`classifier`: the network, its batches and its rates; `expand`: how the offsets climb in every second step, while
+    the tag loss is under the ceiling ("guard": a fifth of that of guessing).
+    """
 
     classifier: Classify = field(default_factory=Classify)
     expand: Expand = field(default_factory=Expand)
@@ -44,7 +46,7 @@ def expansion(work: Work, tagged: TaggedSet, pretrained: Pretrained, cfg: Joint)
     optimisers = Together(
         optimiser(net.schedule, list(model.backbone.parameters()), head), optimiser(up.schedule, climbing, [])
     )
-    ceiling = guard_ceiling(0.0, images.tags) if up.ceiling == "guard" else float(up.ceiling)
+    ceiling = SHARE * guessing(images.tags) if up.ceiling == "guard" else float(up.ceiling)
     draws = drawn_from(images, net.augment, net.schedule.batch, seed)
     with prefetched(Turns(draws)) as batches:
         task = Task(

@@ -27,6 +27,7 @@ from tagseg.types import DataError, UsageError
 Pool = Callable[[Tensor], Tensor]
 WINDOW = 8  # batches over which the guard takes its mean
 CHANCE = float(np.log(2))
+SHARE = 0.2  # how far from knowing to guessing the ascent may go
 
 
 def _sgd(rate: float, **more: Any) -> Schedule:
@@ -170,9 +171,13 @@ def guard_ceiling(start: float, tags: np.ndarray) -> float:
     Guessing: the entropy of how often each class is tagged (N,C). The specification's guard, min(.2 ln 2, 5 start), is
     this where the start is near 0 and tags are even; a classifier that stands above .14 could not move at all by it.
     """
+    return min(start + SHARE * max(guessing(tags) - start, 0.0), 5 * start)
+
+
+def guessing(tags: np.ndarray) -> float:
+    """The tag loss of who knows only how often each class is tagged (N,C)."""
     share = np.clip(tags.mean(0), 1e-6, 1 - 1e-6)
-    chance = float(-(share * np.log(share) + (1 - share) * np.log(1 - share)).mean())
-    return min(start + 0.2 * max(chance - start, 0.0), 5 * start)
+    return float(-(share * np.log(share) + (1 - share) * np.log(1 - share)).mean())
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,10 @@ METHODS = ("cam", "esol")
 
 
 def get(name: str) -> ModuleType:
-    """The page of a method: a module with `Config`, `fit`, `maps`, `spread`, `labels`, `predict` (see methods/protocol.py)."""
+    """The page of a method: a module with `Config`, `fit`, `maps`, `spread`, `labels` and `predict`.
+
+    See methods/protocol.py.
+    """
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=1)
         raise UsageError(

@@ -1,0 +1,95 @@
+"""Method `esol` from tags to masks: planned as it runs, blind to truth, and each of its mechanisms matters."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import method_checks
+import tiny
+from tagseg.methods import esol
+from tagseg.runs import run as runs
+from tagseg.runs.predict import load
+from tagseg.store import Artifact, Run, Step
+from tiny import Tiny
+
+UP_TO_MAPS = ["localize.classify.train", "localize.offset_sampling.expansion", "localize.offset_sampling.second",
+              "localize.offset_sampling.shrinkage", "localize.cam.maps"]  # fmt: skip
+FIT = [*UP_TO_MAPS, "localize.operating_point.auto", "refine.seeds.confident", "localize.affinity.train",
+       "refine.affinity.maps", "localize.operating_point.auto", "refine.threshold.labels",
+       "segment.train.segmenter"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    return tiny.make(tmp_path_factory.mktemp("esol") / "run", "esol")
+
+
+def test_a_whole_run_leaves_numbers_masks_and_a_model(made: Tiny) -> None:
+    assert made.document["masks_read_by_fit"] == 0
+    assert {"seed", "pseudo", "val", "val_post", "seed_val"} <= set(made.document["scores"])
+    assert made.document["scores"]["pseudo"]["auto"]["threshold"] == made.fitted.refined.point.read()["threshold"]
+    assert len(list((made.out / "masks").rglob("*.png"))) == 12
+    assert (made.out / "report.html").exists()
+    photo = tiny.photos(made.out.parent / "photos", count=2) / "images" / "000.png"
+    assert load(made.out)(photo).pixels.shape == (48, 48)  # its own predict, without any tag
+
+
+def test_the_plan_is_what_runs(made: Tiny, tmp_path: Path) -> None:
+    planned, _ = runs.plan(tiny.request(tmp_path / "elsewhere", method="esol"))
+    assert [s.stage for s in planned][: len(FIT)] == FIT
+    run = made.again()
+    esol.fit(run, made.prepared.inputs, made.prepared.cfg)
+    assert [(s.stage, s.key, s.state) for s in run.steps] == [(s.stage, s.key, "done") for s in planned[: len(FIT)]]
+
+
+def test_each_setting_changes_its_stages_and_what_follows(made: Tiny) -> None:
+    prepared = made.prepared
+
+    def plan(cfg: Any) -> list[Step]:
+        run = Run(Path("nowhere"), planning=True)
+        fit = esol.fit(run, prepared.inputs, cfg)
+        esol.predict(run, fit.model, prepared.inputs.tagged, cfg)
+        esol.predict(run, fit.model, prepared.inputs.tagged, replace(cfg, predict=cfg.post))
+        return run.steps
+
+    matters: dict[str, bool] = {}
+    for variant in ({"refine": "crf"}, {"refine": "affinity"}, {"mode": "joint"}, {"fuse_maps": "max"}):
+        others = {"expand.ceiling": "0.5"}
+        for name, keyed, changed, expected in method_checks.all_changes(plan, replace(prepared.cfg, **variant), others):
+            assert changed == expected or name in variant, name  # a stage that falls away is not in the new plan
+            assert keyed or not changed, name
+            matters[name] = matters.get(name, not keyed) or bool(changed)
+    assert [name for name, does in matters.items() if not does] == []
+    assert len(matters) > 120
+
+
+WITHOUT = {
+    "no ascent": ("expand.alpha=0",),
+    "no clip": ("expand.clip.kind=none",),
+    "no shrinkage": ("shrink.schedule.lr=0", "shrink.schedule.head_lr=0"),
+    "no area": ("shrink.weight=0",),
+    "fused": ("fuse_maps=mean",),
+}
+
+
+@pytest.mark.parametrize("gone", WITHOUT)
+def test_without_a_mechanism_the_maps_are_others(made: Tiny, gone: str) -> None:
+    prepared = runs.plan(tiny.request(made.out, method="esol", sets=WITHOUT[gone]))[1]
+    run, tagged, cfg = made.again(), prepared.inputs.tagged, prepared.cfg
+    wide = esol.widened(run, prepared.inputs, cfg)
+    narrow = esol.offset_sampling.shrinkage(run, tagged, esol.offset_sampling.second(run, tagged, wide, cfg.second),
+                                            cfg.shrink)  # fmt: skip
+    found = esol._maps(run, tagged, wide, narrow, cfg)
+    assert found.record["outputs"] != made.fitted.maps.record["outputs"]
+
+
+def test_joint_mode_runs_to_the_maps(made: Tiny) -> None:
+    prepared = runs.plan(tiny.request(made.out, method="esol", sets=("mode=joint",)))[1]
+    run = made.again()
+    wide = esol.widened(run, prepared.inputs, prepared.cfg)
+    assert [s.stage for s in run.steps] == ["localize.joint_sampling.expansion"]
+    assert Artifact(wide.key, wide.path).record["stage"] == "localize.joint_sampling.expansion"
