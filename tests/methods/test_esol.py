@@ -80,7 +80,7 @@ WITHOUT = {
 def test_without_a_mechanism_the_maps_are_others(made: Tiny, gone: str) -> None:
     prepared = runs.plan(tiny.request(made.out, method="esol", sets=WITHOUT[gone]))[1]
     run, tagged, cfg = made.again(), prepared.inputs.tagged, prepared.cfg
-    wide = esol.widened(run, prepared.inputs, cfg)
+    *_, wide = esol.widened(run, prepared.inputs, cfg)
     narrow = esol.offset_sampling.shrinkage(run, tagged, esol.offset_sampling.second(run, tagged, wide, cfg.second),
                                             cfg.shrink)  # fmt: skip
     found = esol._maps(run, tagged, wide, narrow, cfg)
@@ -90,6 +90,6 @@ def test_without_a_mechanism_the_maps_are_others(made: Tiny, gone: str) -> None:
 def test_joint_mode_runs_to_the_maps(made: Tiny) -> None:
     prepared = runs.plan(tiny.request(made.out, method="esol", sets=("mode=joint",)))[1]
     run = made.again()
-    wide = esol.widened(run, prepared.inputs, prepared.cfg)
+    (wide,) = esol.widened(run, prepared.inputs, prepared.cfg)
     assert [s.stage for s in run.steps] == ["localize.joint_sampling.expansion"]
     assert Artifact(wide.key, wide.path).record["stage"] == "localize.joint_sampling.expansion"

@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tagseg.artifacts import Weights, write_weights
+from tagseg.artifacts import Scores, Weights, write_scores, write_weights
 from tagseg.data.index import TaggedSet
 from tagseg.data.loader import Augment, Draws, drawn_from, prefetched
+from tagseg.inference import net_shape, resized
+from tagseg.localize.cam import Cam
 from tagseg.localize.classify import Layer, TagNet, load, pooling_of, tag_loss
 from tagseg.nets.backbones import build
 from tagseg.ops.flattening import area, by_peak
@@ -360,6 +362,33 @@ def mean_area(model: TagNet, draws: Draws, device: str) -> float:
     with _looking(model, device):
         maps = model(model.backbone.preprocess(batch["images"].to(device).float() / 255))
         return float(area(by_peak(maps.float()), batch["tags"].to(device)).mean())
+
+
+@stage(Scores, version=1)
+def reach(work: Work, tagged: TaggedSet, weights: Weights, cfg: Cam) -> None:
+    """Where the last layer's taps go on each image as shown at scale 1: for pictures.
+
+    By id: `offsets` (18,h,w) in cells, (dy, dx) tap by tap; `shown` (H,W), the image's size as the network saw it;
+    `stride` and `offset` of the cells there.
+    """
+    model = load(weights, tagged.classes)
+    found = {}
+    for sample in tagged.ids:
+        image = tagged.source.read(sample)
+        size = net_shape((image.shape[1], image.shape[2]), cfg.views.size, 1.0, model.backbone.min_size)
+        x = torch.from_numpy(resized(image, size))[None].float() / 255
+        with torch.no_grad():
+            f = model.backbone(model.backbone.preprocess(x), ["last"])["last"]
+            layer: Any = model.samplers[-1]
+            moved = layer.offsets(model.sampled(f, 0, len(model.layers) - 1))
+        still = torch.zeros(1, 18, *f.shape[2:])
+        found[sample] = {
+            "offsets": np.round((still if moved is None else moved)[0].numpy().astype(np.float64), 3).tolist(),
+            "shown": list(size),
+            "stride": model.tap.stride,
+            "offset": model.tap.offset,
+        }
+    write_scores(work, found)
 
 
 def offsets_of(model: TagNet, number: int) -> Iterator[nn.Parameter]:

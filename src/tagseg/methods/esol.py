@@ -56,7 +56,7 @@ class Config:
 def fit(run: Run, inputs: Inputs, cfg: Config) -> Fitted:
     """Look where the classifier does worse, learn the tags again from there, look where that takes little room."""
     tagged = inputs.tagged
-    wide = widened(run, inputs, cfg)
+    *_, wide = before = widened(run, inputs, cfg)
     twofold = offset_sampling.second(run, tagged, wide, cfg.second)
     narrow = offset_sampling.shrinkage(run, tagged, twofold, cfg.shrink)
     found = _maps(run, tagged, wide, narrow, cfg)
@@ -64,16 +64,16 @@ def fit(run: Run, inputs: Inputs, cfg: Config) -> Fitted:
     fine = refining.refined(run, inputs, narrow, found, point, cfg)
     pseudo = labels(run, tagged, fine.maps, fine.point, cfg)
     model = train.segmenter(run, tagged, pseudo, inputs.pretrained, cfg.segmenter)
-    return Fitted(model, narrow, found, point, fine, pseudo, (wide,))
+    return Fitted(model, narrow, found, point, fine, pseudo, before)
 
 
-def widened(run: Run, inputs: Inputs, cfg: Config) -> Weights:
-    """The classifier with offsets that widen its maps."""
+def widened(run: Run, inputs: Inputs, cfg: Config) -> tuple[Weights, ...]:
+    """The classifier (joint mode has none of its own), and with it offsets that widen its maps."""
     if cfg.mode == "joint":
         both = joint_sampling.Joint(cfg.classifier, cfg.expand)
-        return joint_sampling.expansion(run, inputs.tagged, inputs.pretrained, both)
+        return (joint_sampling.expansion(run, inputs.tagged, inputs.pretrained, both),)
     classifier = classify.train(run, inputs.tagged, inputs.pretrained, cfg.classifier)
-    return offset_sampling.expansion(run, inputs.tagged, classifier, cfg.expand)
+    return classifier, offset_sampling.expansion(run, inputs.tagged, classifier, cfg.expand)
 
 
 def _maps(run: Run, tagged: TaggedSet, wide: Weights, narrow: Weights, cfg: Config) -> MapSet:
@@ -85,7 +85,7 @@ def _maps(run: Run, tagged: TaggedSet, wide: Weights, narrow: Weights, cfg: Conf
 
 def maps(run: Run, tagged: TaggedSet, fitted: Fitted, cfg: Config) -> MapSet:
     """Maps of other images whose tags are given."""
-    return _maps(run, tagged, fitted.before[0], fitted.classifier, cfg)
+    return _maps(run, tagged, fitted.before[-1], fitted.classifier, cfg)
 
 
 def spread(run: Run, tagged: TaggedSet, found: MapSet, fitted: Fitted, cfg: Config) -> MapSet:
@@ -96,6 +96,16 @@ def spread(run: Run, tagged: TaggedSet, found: MapSet, fitted: Fitted, cfg: Conf
 def labels(run: Run, tagged: TaggedSet, found: MapSet, point: Scores, cfg: Config) -> LabelSet:
     """Labels at an operating point."""
     return refining.labels(run, tagged, found, point, cfg)
+
+
+def steps(run: Run, tagged: TaggedSet, fitted: Fitted, cfg: Config) -> dict[str, MapSet | Scores]:
+    """For the report: maps before and after the widening, and where the two layers look."""
+    found: dict[str, MapSet | Scores] = {}
+    for name, weights in zip(("before", "expanded")[-len(fitted.before) :], fitted.before, strict=True):
+        found[name] = cam.maps(run, tagged, weights, cfg.cam)
+    found["expanding offsets"] = offset_sampling.reach(run, tagged, fitted.before[-1], cfg.cam)
+    found["shrinking offsets"] = offset_sampling.reach(run, tagged, fitted.classifier, cfg.cam)
+    return found
 
 
 def predict(run: Run, model: Weights, images: TaggedSet, cfg: Config) -> LabelSet:

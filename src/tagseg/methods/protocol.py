@@ -4,6 +4,7 @@
 `fit(run, inputs, cfg) -> Fitted`: composes stages. `maps(run, tagged, fitted, cfg) -> MapSet`: its localisation of
 other tagged images. `spread(run, tagged, maps, fitted, cfg) -> MapSet`: these maps refined by what was learned, if it
 was. `labels(run, tagged, maps, point, cfg) -> LabelSet`: labels of refined maps at an operating point.
+`steps(run, tagged, fitted, cfg)`, where a method has it: named maps and offsets on the way, for the report.
 `predict(run, model, images, cfg) -> LabelSet`: masks without tags, as `cfg.predict` says (or `cfg.post` in its place).
 """
 

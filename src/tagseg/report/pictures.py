@@ -56,6 +56,37 @@ def heat(image: Picture, scores: Float32[np.ndarray, "k h w"], classes: Int64[np
     return _mix(grey, palette()[winner], 0.9 * full.max(axis=0))
 
 
+def sampling(
+    image: Picture, offsets: Float32[np.ndarray, "18 h w"], stride: int, offset: float, shown: tuple[int, int]
+) -> Picture:
+    """Where the nine taps of each cell go, over the grey photo: a line from the cell's centre along their mean.
+
+    `offsets` in cells, (dy, dx) tap by tap; cell i is centred at pixel stride * i + offset of the image as it was
+    `shown` (H,W). Lines are drawn longer by one factor, written into the corner, so that long ones span a cell; the
+    further a cell's taps go, the warmer its colour.
+    """
+    side = 320 / max(image.shape[:2])
+    size = (max(1, round(image.shape[1] * side)), max(1, round(image.shape[0] * side)))
+    canvas = Image.fromarray(_grey(image)).resize(size, Image.Resampling.BILINEAR)
+    moved = offsets.reshape(9, 2, *offsets.shape[1:])
+    mean, far = moved.mean(0), np.sqrt((moved**2).sum(1)).mean(0)
+    longest = float(np.quantile(np.sqrt((mean**2).sum(0)), 0.95))
+    factor = 1.0 if longest >= 1 else min(1 / max(longest, 1e-3), 99.0)
+    scale = np.array([canvas.height / shown[0], canvas.width / shown[1]])
+    draw, top = ImageDraw.Draw(canvas), max(float(far.max()), 1e-6)
+    for (y, x), share in np.ndenumerate(far / top):
+        at = (np.array([y, x]) * stride + offset + 0.5) * scale
+        to = at + mean[:, y, x] * factor * stride * scale
+        colour = (int(90 + 165 * share), int(170 - 90 * share), int(210 * (1 - share)))
+        draw.line((at[1], at[0], to[1], to[0]), colour, 2)
+        draw.ellipse((at[1] - 1, at[0] - 1, at[1] + 1, at[0] + 1), colour)
+    text = f"mean reach {far.mean():.2f} cells, drawn x{factor:.0f}" if far.any() else "no offsets"
+    font = ImageFont.load_default(12.0)
+    draw.rectangle((0, canvas.height - 18, draw.textlength(text, font) + 8, canvas.height), PAPER)
+    draw.text((4, canvas.height - 16), text, INK, font)
+    return np.array(canvas)
+
+
 def thumbnail(picture: Picture, side: int = 240, exact: bool = False) -> Picture:
     """The picture with its longer side at most `side` pixels; `exact` keeps colours unmixed (masks)."""
     height, width = picture.shape[:2]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tagseg.artifacts import LabelSet
+from tagseg.artifacts import LabelSet, MapSet, Scores
 from tagseg.data.index import MaskedSet, TaggedSet
 from tagseg.methods.protocol import Fitted
 from tagseg.ops.geometry import enlarge
@@ -33,6 +33,8 @@ def gallery(
     maps = prepared.method.maps(run, tagged, fitted, prepared.cfg)
     fine = prepared.method.spread(run, tagged, maps, fitted, prepared.cfg)
     pseudo = prepared.method.labels(run, tagged, fine, fitted.refined.point, prepared.cfg)
+    steps = getattr(prepared.method, "steps", None)
+    on_the_way = steps(run, tagged, fitted, prepared.cfg) if steps else {}
     scores = dict(per_image)
     out = []
     for number, (sample, group) in enumerate(rows):
@@ -42,6 +44,7 @@ def gallery(
         panels = {
             "photo": photo,
             "truth": None if true is None else pictures.overlay(photo, true),
+            **{name: _step(photo, sample, kind) for name, kind in on_the_way.items()},
             "map": pictures.heat(photo, enlarge(found.scores, found.size), found.classes),
             "pseudo mask": pictures.overlay(photo, pseudo.get(sample).pixels),
             "prediction": pictures.overlay(photo, predicted.val.get(sample).pixels),
@@ -78,6 +81,16 @@ def chosen(labels: LabelSet, images: TaggedSet, per_image: list[tuple[str, float
     rows += [(i, "least sure") for i in unsure]
     rest = [i for i in looked if i not in set(unsure)]
     return rows + ([] if ranked else [(i, "sample") for i in rest[:: max(1, len(rest) // EACH)][:EACH]])
+
+
+def _step(photo: U8, sample: str, kind: MapSet | Scores) -> U8:
+    """A step on the way: maps, or where taps go."""
+    if isinstance(kind, MapSet):
+        found = kind.get(sample)
+        return pictures.heat(photo, enlarge(found.scores, found.size), found.classes)
+    entry = kind.read()[sample]
+    offsets = np.array(entry["offsets"], np.float32)
+    return pictures.sampling(photo, offsets, entry["stride"], entry["offset"], tuple(entry["shown"]))
 
 
 def confidence(labels: LabelSet, sample: str) -> float:
