@@ -12,7 +12,8 @@ import traceback
 
 from benchmarks.measure import CannotRun, not_measured
 
-JOBS = ("crf", "crf_phases", "walk", "cam_speed", "miou", "loader", "superpixel_speed", "whole", "growth", "scenes")
+JOBS = ("crf", "crf_phases", "walk", "cam_speed", "miou", "loader", "superpixel_speed", "whole", "growth", "scenes",
+        "sampler")
 
 
 def run(job: str) -> bool:

@@ -89,8 +89,10 @@ NARROWING: dict[str, dict[str, Any]] = {
     "fixed_max, weight 1": {"area": "fixed_max", "weight": 1.0},
     "max": {"area": "max"},
     "max, weight 1": {"area": "max", "weight": 1.0},
-    "max, rate / 4": {"area": "max", "rate": 0.005},
-    "max, limit 1": {"area": "max", "weight": 1.0, "limit": 1.0},
+    "max, weight 1, rate / 4": {"area": "max", "weight": 1.0, "rate": 0.005},
+    "max, weight 1, limit 1": {"area": "max", "weight": 1.0, "limit": 1.0},
+    "max, weight 1, tags as bound": {"area": "max", "weight": 1.0, "tags": "bound"},
+    "local_max, weight 1": {"area": "local_max", "weight": 1.0},
     "negatives 1, no area": {"weight": 0.0, "negatives": 1.0},
     "max, negatives 1": {"area": "max", "negatives": 1.0},
 }

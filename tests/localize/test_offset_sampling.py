@@ -232,7 +232,7 @@ def test_a_classifier_without_a_sampling_layer_is_refused(prepared: Prepared, ru
         offset_sampling.shrinkage(run, prepared.inputs.tagged, weights, prepared.cfg.shrink)
 
 
-@pytest.mark.parametrize("kind", ["detached_max", "max", "fixed_max", "sigmoid"])
+@pytest.mark.parametrize("kind", ["detached_max", "max", "fixed_max", "local_max", "sigmoid"])
 def test_each_form_of_the_area_is_a_share_and_pulls_at_the_offsets(
     prepared: Prepared, twofold: Weights, kind: str
 ) -> None:
@@ -248,6 +248,15 @@ def test_each_form_of_the_area_is_a_share_and_pulls_at_the_offsets(
     assert shares.max() <= 1 + 1e-4  # at zero offsets a fixed maximum is the maximum
     shares[images["tags"]].mean().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in offsets)
+
+
+def test_under_its_floor_the_tag_loss_does_not_pull(prepared: Prepared, twofold: Weights) -> None:
+    model = offset_sampling.with_layers(twofold, prepared.inputs.tagged.classes, offset_sampling._layers(twofold))
+    images = batch(prepared.inputs.tagged)
+    for floor, pulls in ((0.0, True), (9.0, False)):
+        model.zero_grad()
+        Shrinking(gap, "max", 0.0, 0.0, floor).total(model, images).backward()
+        assert bool(model.head.bias.grad.any()) == pulls  # type: ignore[union-attr]
 
 
 def test_negatives_weigh_what_absent_classes_show(prepared: Prepared, twofold: Weights) -> None:

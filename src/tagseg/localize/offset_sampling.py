@@ -21,6 +21,7 @@ from tagseg.localize.cam import Cam
 from tagseg.localize.classify import Layer, TagNet, load, pooling_of, tag_loss
 from tagseg.nets.backbones import build
 from tagseg.ops.flattening import area, by_peak
+from tagseg.ops.scores import EPS
 from tagseg.store import Work, stage
 from tagseg.training.loop import Batch, Task, fit
 from tagseg.training.schedule import Auto, Schedule, optimiser, steps
@@ -103,12 +104,15 @@ class Shrink:
     """Descent of tag loss plus `weight` times the area of the maps by the second layer's offsets.
 
     `area`: what a map is divided by before its mean is taken: its maximum without ("detached_max") or with ("max") a
-    gradient, the maximum that it has before it shrinks ("fixed_max"), or nothing, its logistic ("sigmoid").
-    `negatives`: weight of what the maps of absent classes still show. `head`: whether the second head moves along.
+    gradient, the maximum that it has before it shrinks ("fixed_max"), the maximum within two cells ("local_max"), or
+    nothing, its logistic ("sigmoid"). `tags`: "bound" counts the tag loss only where it is over that of the start: a
+    constraint in place of a sum. `negatives`: weight of what the maps of absent classes still show. `head`: whether the
+    second head moves along.
     """
 
     weight: float = 0.1
-    area: Literal["detached_max", "max", "fixed_max", "sigmoid"] = "detached_max"
+    area: Literal["detached_max", "max", "fixed_max", "local_max", "sigmoid"] = "detached_max"
+    tags: Literal["loss", "bound"] = "loss"
     negatives: float = 0.0
     limit: float | None = None
     head: Literal["frozen", "train"] = "frozen"
@@ -195,7 +199,8 @@ class Ascent:
     def total(self, model: nn.Module, batch: Batch) -> Tensor:
         assert isinstance(model, TagNet)
         maps = model(model.backbone.preprocess(batch["images"].float() / 255))
-        return -self.alpha * tag_loss(model.head.logits(maps.float(), self.pool), batch["tags"])  # esol Eq. 5
+        loss = tag_loss(model.head.logits(maps.float(), self.pool), batch["tags"])  # esol Eq. 4
+        return -self.alpha * loss  # esol Eq. 5
 
 
 @dataclass(frozen=True)
@@ -254,8 +259,12 @@ def shrinkage(work: Work, tagged: TaggedSet, twofold: Weights, cfg: Shrink) -> N
         raise DataError(f"{twofold.path}: found {len(layers)} sampling layers, expected those of `second`: 2")
     model = with_layers(twofold, tagged.classes, [layers[0], replace(layers[1], moves=True, limit=cfg.limit)])
     learning = [*offsets_of(model, 1), *(model.head.parameters() if cfg.head == "train" else [])]
-    loss = Shrinking(pooling_of(twofold), cfg.area, cfg.weight, cfg.negatives)
-    _train(work, tagged, model, twofold, cfg, model.learns(learning), loss)
+    pooled, learning = pooling_of(twofold), model.learns(learning)
+    floor = 0.0
+    if cfg.tags == "bound":
+        draws = drawn_from(tagged.training(), cfg.augment, cfg.schedule.batch, int(cfg.seed))
+        floor = mean_tag_loss(model, draws, pooled, cfg.device)
+    _train(work, tagged, model, twofold, cfg, learning, Shrinking(pooled, cfg.area, cfg.weight, cfg.negatives, floor))
 
 
 def _train(
@@ -297,12 +306,13 @@ class TagsOnly:
 
 @dataclass(frozen=True)
 class Shrinking:
-    """Tag loss, plus the area of the maps, plus what the maps of absent classes show."""
+    """Tag loss over `floor`, plus the area of the maps, plus what the maps of absent classes show."""
 
     pool: Pool
     kind: str
     weight: float
     negatives: float
+    floor: float = 0.0
 
     def count(self, batch: Batch) -> float:
         return len(batch["images"])
@@ -311,7 +321,7 @@ class Shrinking:
         assert isinstance(model, TagNet)
         wide, tags = widened(model, batch["images"]), batch["tags"]
         maps = model.head(model.sampled(wide, 1)).float()
-        loss = tag_loss(model.head.logits(maps, self.pool), tags)
+        loss = (tag_loss(model.head.logits(maps, self.pool), tags) - self.floor * len(tags)).clamp(min=0)
         loss = loss + self.weight * area(self.shares(model, wide, maps), tags).sum()  # esol Eq. 7
         if self.negatives:
             loss = loss + self.negatives * area(maps.relu(), ~tags).sum()
@@ -323,6 +333,9 @@ class Shrinking:
             return torch.sigmoid(maps)
         if self.kind == "max":
             return by_peak(maps)
+        if self.kind == "local_max":
+            near = F.max_pool2d(maps.relu(), 5, stride=1, padding=2)
+            return maps.relu() / (near + EPS)
         if self.kind == "fixed_max":
             with torch.no_grad():
                 layer: Any = model.samplers[1]

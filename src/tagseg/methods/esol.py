@@ -77,7 +77,7 @@ def widened(run: Run, inputs: Inputs, cfg: Config) -> tuple[Weights, ...]:
 
 
 def _maps(run: Run, tagged: TaggedSet, wide: Weights, narrow: Weights, cfg: Config) -> MapSet:
-    found = cam.maps(run, tagged, narrow, cfg.cam)
+    found = cam.maps(run, tagged, narrow, cfg.cam)  # esol Eq. 9
     if cfg.fuse_maps == "shrinkage":
         return found
     return fusion.fused(run, tagged, found, cam.maps(run, tagged, wide, cfg.cam), fusion.Fuse(cfg.fuse_maps))
