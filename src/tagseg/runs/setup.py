@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -239,11 +240,13 @@ def choose_device(asked: str, name: str = "--device") -> str:
     """ "auto" is the GPU where there is one."""
     import torch
 
-    known = ("auto", "cpu", "cuda")
-    if asked.split(":")[0] not in known:
-        raise UsageError(f"{name} {asked!r}: expected one of {', '.join(known)}, or cuda:N")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", asked):
+        raise UsageError(f"{name} {asked!r}: expected one of auto, cpu, cuda, or cuda:N")
     if asked.startswith("cuda") and not torch.cuda.is_available():
         raise EnvironmentFault(f"{name} {asked}: torch finds no usable GPU here; use cpu or auto")
+    number, found = int(asked.partition(":")[2] or 0), torch.cuda.device_count()
+    if asked.startswith("cuda") and number >= found:
+        raise EnvironmentFault(f"{name} {asked}: torch finds {found} GPU(s) here, cuda:0 to cuda:{found - 1}")
     if asked == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return asked
