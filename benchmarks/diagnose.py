@@ -1,6 +1,7 @@
-"""`make diagnose`: slow checks that gate nothing in the ordinary suite. Now: kill -9 at many moments of a real run.
+"""`make diagnose`: slow checks that gate nothing in the ordinary suite: kill -9 at many moments, the methods' gates.
 
-Precondition: each kill must hit a living process; a run in which fewer than MINIMUM kills hit is VOID.
+Precondition of the kills: each must hit a living process; a run in which fewer than MINIMUM kills hit is VOID. The
+methods' diagnostics (`DIAGNOSTICS`) hold their own preconditions.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 
 KILLS = 12
 MINIMUM = 8
+DIAGNOSTICS = (("benchmarks.esol", "--gates"),)
 DATA = "scenes:basic?train=12&val=12&size=48"
 SMALL = (
     "classifier.augment.size=48",
@@ -76,7 +78,8 @@ def killed_run(folder: Path, rng: random.Random, length: float) -> int:
         return hits
 
 
-def main() -> None:
+def kills() -> bool:
+    """Whether a run that was killed again and again leaves the bytes of one that was not."""
     with tempfile.TemporaryDirectory() as place:
         whole, broken = Path(place) / "whole", Path(place) / "broken"
         start = time.monotonic()
@@ -88,7 +91,15 @@ def main() -> None:
         print(
             f"{'ok' if same else 'FAIL'}: {hits} kills, {len(hashes(whole))} files, {'same' if same else 'other'} bytes"
         )
-        raise SystemExit(0 if same else 1)
+        return same
+
+
+def main() -> None:
+    good = kills()
+    for words in DIAGNOSTICS:
+        print(f"== {' '.join(words)}", flush=True)
+        good = subprocess.run([sys.executable, "-m", *words]).returncode == 0 and good
+    raise SystemExit(0 if good else 1)
 
 
 if __name__ == "__main__":
