@@ -52,7 +52,6 @@ OWN = {
         "classifier.schedule.max_images=1600",
         "expand.augment.size=48",
         "expand.schedule.batch=8",
-        "second.width=16",
         "second.augment.size=48",
         "second.schedule.min_images=0",
         "second.schedule.max_images=400",

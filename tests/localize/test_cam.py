@@ -11,7 +11,7 @@ import torch
 
 import tiny
 from tagseg.data.index import ImageSource
-from tagseg.localize import cam, classify, offset_sampling
+from tagseg.localize import cam, classify, expansion
 from tagseg.ops.geometry import resample
 from tagseg.runs.setup import prepare
 from tagseg.store import Run
@@ -100,7 +100,7 @@ def test_esol_s7_14_a_mirrored_image_has_mirrored_maps(trained: Tiny, tmp_path: 
     some, run = prepared.inputs.tagged.limit(4), Run(tmp_path / "cache", workers=1)
     weights = classify.train(run, prepared.inputs.tagged, prepared.inputs.pretrained, prepared.cfg.classifier)
     if moves:
-        weights = offset_sampling.expansion(run, prepared.inputs.tagged, weights, prepared.cfg.expand)
+        weights = expansion.expanded(run, prepared.inputs.tagged, weights, prepared.cfg.expand)
     views = replace(prepared.cfg.cam.views, size=48, scales=(1.0, 0.5, 1.5), flip=True)
     cfg = replace(prepared.cfg.cam, views=views)
     turned = replace(some, source=Mirrored(some.source))

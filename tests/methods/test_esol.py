@@ -10,14 +10,16 @@ import pytest
 
 import method_checks
 import tiny
+from tagseg import config
 from tagseg.methods import esol
 from tagseg.runs import run as runs
 from tagseg.runs.predict import load
 from tagseg.store import Artifact, Run, Step
+from tagseg.types import UsageError
 from tiny import Tiny
 
-UP_TO_MAPS = ["localize.classify.train", "localize.offset_sampling.expansion", "localize.offset_sampling.second",
-              "localize.offset_sampling.shrinkage", "localize.cam.maps"]  # fmt: skip
+UP_TO_MAPS = ["localize.classify.train", "localize.expansion.expanded", "localize.shrinkage.second",
+              "localize.shrinkage.shrunk", "localize.cam.maps"]  # fmt: skip
 FIT = [*UP_TO_MAPS, "localize.operating_point.auto", "refine.seeds.confident", "localize.affinity.train",
        "refine.affinity.maps", "localize.operating_point.auto", "refine.threshold.labels",
        "segment.train.segmenter"]  # fmt: skip
@@ -58,8 +60,13 @@ def test_each_setting_changes_its_stages_and_what_follows(made: Tiny) -> None:
 
     matters: dict[str, bool] = {}
     for variant in ({"refine": "crf"}, {"refine": "affinity"}, {"mode": "joint"}, {"fuse_maps": "max"}):
-        others = {"expand.ceiling": "0.5"}
-        for name, keyed, changed, expected in method_checks.all_changes(plan, replace(prepared.cfg, **variant), others):
+        others = {"expand.ceiling": 0.5, "expand.area": 0.5, "second.width": 24, "expand.clip.quantile": 0.5,
+                  "expand.clip.beta": 0.25}
+        cfg = replace(prepared.cfg, **variant)
+        for name, _, keyed in config.leaves(cfg):
+            if "mode" in variant and name in ("expand.area", "expand.head", "expand.schedule.weight_decay"):
+                continue  # refused in joint mode
+            changed, expected = method_checks.changed_stages(plan, cfg, name, others.get(name))
             assert changed == expected or name in variant, name  # a stage that falls away is not in the new plan
             assert keyed or not changed, name
             matters[name] = matters.get(name, not keyed) or bool(changed)
@@ -72,7 +79,7 @@ WITHOUT = {
     "no clip": ("expand.clip.kind=none",),
     "no shrinkage": ("shrink.schedule.lr=0", "shrink.schedule.head_lr=0"),
     "no area": ("shrink.weight=0",),
-    "fused": ("fuse_maps=mean",),
+    "no second head of its own": ("shrink.head=train",),
 }
 
 
@@ -81,8 +88,8 @@ def test_without_a_mechanism_the_maps_are_others(made: Tiny, gone: str) -> None:
     prepared = runs.plan(tiny.request(made.out, method="esol", sets=WITHOUT[gone]))[1]
     run, tagged, cfg = made.again(), prepared.inputs.tagged, prepared.cfg
     *_, wide = esol.widened(run, prepared.inputs, cfg)
-    narrow = esol.offset_sampling.shrinkage(run, tagged, esol.offset_sampling.second(run, tagged, wide, cfg.second),
-                                            cfg.shrink)  # fmt: skip
+    twofold = esol.shrinkage.second(run, tagged, wide, cfg.second)
+    narrow = esol.shrinkage.shrunk(run, tagged, wide, twofold, cfg.shrink)
     found = esol._maps(run, tagged, wide, narrow, cfg)
     assert found.record["outputs"] != made.fitted.maps.record["outputs"]
 
@@ -91,5 +98,10 @@ def test_joint_mode_runs_to_the_maps(made: Tiny) -> None:
     prepared = runs.plan(tiny.request(made.out, method="esol", sets=("mode=joint",)))[1]
     run = made.again()
     (wide,) = esol.widened(run, prepared.inputs, prepared.cfg)
-    assert [s.stage for s in run.steps] == ["localize.joint_sampling.expansion"]
-    assert Artifact(wide.key, wide.path).record["stage"] == "localize.joint_sampling.expansion"
+    assert [s.stage for s in run.steps] == ["localize.joint_expansion.expanded"]
+    assert Artifact(wide.key, wide.path).record["stage"] == "localize.joint_expansion.expanded"
+
+
+def test_a_classifier_without_the_layer_is_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"classifier\.sampler: found 0"):
+        runs.plan(tiny.request(tmp_path, method="esol", sets=("classifier.sampler=0",)))

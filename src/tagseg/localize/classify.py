@@ -30,12 +30,13 @@ from tagseg.types import DataError
 class Classify:
     """`pooling` turns class maps into image scores: "gap" makes the maps exact CAMs, "lse" and "topk" seek peaks.
 
-    `sampler`: channels of a 3x3 layer before the head, which `localize/offset_sampling` can set in motion; 0: none.
+    `sampler`: channels of a 3x3 layer before the head, which `localize/expansion` can set in motion; "features": as
+    many as the backbone gives; 0: no such layer.
     """
 
     backbone: str = "auto"
     stride: int = 16
-    sampler: int = config.added(0)
+    sampler: int | Literal["features"] = config.added(0)
     pooling: Literal["gap", "lse", "topk"] = "gap"
     lse_r: float = 4.0
     topk_share: float = 0.1
@@ -140,10 +141,14 @@ class TagLoss:
         return tag_loss(model.head.logits(maps.float(), self.pool), batch["tags"])
 
 
+def tag_losses(logits: Tensor, tags: Tensor) -> Tensor:
+    """Multi-label soft margin of each image's logits (n,C): (n,)."""
+    return F.binary_cross_entropy_with_logits(logits, tags.float(), reduction="none").mean(1)  # cam Eq. 3
+
+
 def tag_loss(logits: Tensor, tags: Tensor) -> Tensor:
-    """Multi-label soft margin of image logits (n,C), summed over images."""
-    each = F.binary_cross_entropy_with_logits(logits, tags.float(), reduction="none")
-    return each.mean(1).sum()  # cam Eq. 3
+    """`tag_losses` summed over images."""
+    return tag_losses(logits, tags).sum()
 
 
 @stage(Weights, version=2)
@@ -155,7 +160,7 @@ def train(work: Work, tagged: TaggedSet, pretrained: Pretrained, cfg: Classify) 
     seed = int(cfg.seed)
     torch.manual_seed(seed)
     backbone = build(cfg.backbone, stride=cfg.stride, weights_state=pretrained.start)
-    model = TagNet(backbone, len(tagged.classes), [Layer(cfg.sampler)] if cfg.sampler else [])
+    model = TagNet(backbone, len(tagged.classes), [Layer(width_of(cfg, backbone))] if cfg.sampler else [])
     draws = drawn_from(images, cfg.augment, cfg.schedule.batch, seed)
     body, head = list(model.backbone.parameters()), [*model.samplers.parameters(), *model.head.parameters()]
     with prefetched(draws) as batches:
@@ -172,6 +177,11 @@ def train(work: Work, tagged: TaggedSet, pretrained: Pretrained, cfg: Classify) 
         )
         fit(work, task, cfg.schedule)
     described(work, model, cfg, tagged.classes, draws.shapes.crops)
+
+
+def width_of(cfg: Classify, backbone: Backbone) -> int:
+    """The channels of the sampling layer."""
+    return backbone.tap("last").channels if cfg.sampler == "features" else int(cfg.sampler)
 
 
 def described(

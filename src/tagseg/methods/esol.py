@@ -9,7 +9,17 @@ from tagseg import config
 from tagseg.artifacts import LabelSet, MapSet, Scores, Weights
 from tagseg.data.index import TaggedSet
 from tagseg.inference import Views
-from tagseg.localize import affinity, cam, classify, fusion, joint_sampling, offset_sampling, operating_point
+from tagseg.localize import (
+    affinity,
+    cam,
+    classify,
+    expansion,
+    fusion,
+    joint_expansion,
+    operating_point,
+    sampling_layers,
+    shrinkage,
+)
 from tagseg.methods import refining
 from tagseg.methods.protocol import Fitted, Inputs
 from tagseg.refine import affinity as walk
@@ -17,6 +27,7 @@ from tagseg.refine import crf, seeds
 from tagseg.segment import predict as segmented
 from tagseg.segment import train
 from tagseg.store import Run
+from tagseg.types import UsageError
 
 
 def _post(size: int) -> segmented.Predict:
@@ -32,9 +43,9 @@ class Config:
 
     classifier: classify.Classify = field(default_factory=lambda: classify.Classify(sampler=256))
     mode: Literal["sequential", "joint"] = "sequential"
-    expand: offset_sampling.Expand = field(default_factory=offset_sampling.Expand)
-    second: offset_sampling.Second = field(default_factory=offset_sampling.Second)
-    shrink: offset_sampling.Shrink = field(default_factory=offset_sampling.Shrink)
+    expand: expansion.Expand = field(default_factory=expansion.Expand)
+    second: shrinkage.Second = field(default_factory=shrinkage.Second)
+    shrink: shrinkage.Shrink = field(default_factory=shrinkage.Shrink)
     cam: cam.Cam = field(default_factory=cam.Cam)
     fuse_maps: Literal["shrinkage", "max", "mean"] = "shrinkage"
     point: operating_point.OperatingPoint = field(default_factory=operating_point.OperatingPoint)
@@ -49,7 +60,7 @@ class Config:
 
     BUDGETS: ClassVar[dict[str, dict[str, Any]]] = {
         "quick": {"post": _post(96), "classifier": config.with_budget(classify.Classify(sampler=128), "quick")},
-        "paper": {"post": _post(321), "classifier": config.with_budget(classify.Classify(sampler=2048), "paper")},
+        "paper": {"post": _post(321), "classifier": config.with_budget(classify.Classify(sampler="features"), "paper")},
     }
 
 
@@ -57,8 +68,8 @@ def fit(run: Run, inputs: Inputs, cfg: Config) -> Fitted:
     """Look where the classifier does worse, learn the tags again from there, look where that takes little room."""
     tagged = inputs.tagged
     *_, wide = before = widened(run, inputs, cfg)
-    twofold = offset_sampling.second(run, tagged, wide, cfg.second)
-    narrow = offset_sampling.shrinkage(run, tagged, twofold, cfg.shrink)
+    twofold = shrinkage.second(run, tagged, wide, cfg.second)
+    narrow = shrinkage.shrunk(run, tagged, wide, twofold, cfg.shrink)
     found = _maps(run, tagged, wide, narrow, cfg)
     point = operating_point.auto(run, tagged, narrow, found, cfg.point)
     fine = refining.refined(run, inputs, narrow, found, point, cfg)
@@ -69,11 +80,13 @@ def fit(run: Run, inputs: Inputs, cfg: Config) -> Fitted:
 
 def widened(run: Run, inputs: Inputs, cfg: Config) -> tuple[Weights, ...]:
     """The classifier (joint mode has none of its own), and with it offsets that widen its maps."""
+    if not cfg.classifier.sampler:
+        raise UsageError("classifier.sampler: found 0, expected the channels of the layer whose taps move, or features")
     if cfg.mode == "joint":
-        both = joint_sampling.Joint(cfg.classifier, cfg.expand)
-        return (joint_sampling.expansion(run, inputs.tagged, inputs.pretrained, both),)
+        both = joint_expansion.joint(cfg.classifier, cfg.expand)
+        return (joint_expansion.expanded(run, inputs.tagged, inputs.pretrained, both),)
     classifier = classify.train(run, inputs.tagged, inputs.pretrained, cfg.classifier)
-    return classifier, offset_sampling.expansion(run, inputs.tagged, classifier, cfg.expand)
+    return classifier, expansion.expanded(run, inputs.tagged, classifier, cfg.expand)
 
 
 def _maps(run: Run, tagged: TaggedSet, wide: Weights, narrow: Weights, cfg: Config) -> MapSet:
@@ -103,8 +116,8 @@ def steps(run: Run, tagged: TaggedSet, fitted: Fitted, cfg: Config) -> dict[str,
     found: dict[str, MapSet | Scores] = {}
     for name, weights in zip(("before", "expanded")[-len(fitted.before) :], fitted.before, strict=True):
         found[name] = cam.maps(run, tagged, weights, cfg.cam)
-    found["expanding offsets"] = offset_sampling.reach(run, tagged, fitted.before[-1], cfg.cam)
-    found["shrinking offsets"] = offset_sampling.reach(run, tagged, fitted.classifier, cfg.cam)
+    found["expanding offsets"] = sampling_layers.reach(run, tagged, fitted.before[-1], cfg.cam)
+    found["shrinking offsets"] = sampling_layers.reach(run, tagged, fitted.classifier, cfg.cam)
     return found
 
 

@@ -12,6 +12,23 @@ from torch import Tensor, nn
 TAPS = 9
 
 
+class Offsets(nn.Module):
+    """A 3x3 convolution to the offsets of nine taps, zero at first, in float32 whatever the rest computes in.
+
+    A hundredth of a cell is below bfloat16. It is no `nn.Conv2d`, so that what rounds those leaves it as it is.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2 * TAPS, channels, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(2 * TAPS))
+
+    def forward(self, x: Float[Tensor, "n d h w"]) -> Float[Tensor, "n 18 h w"]:
+        """(dy, dx) of each tap, in cells."""
+        with torch.autocast(x.device.type, enabled=False):
+            return F.conv2d(x.float(), self.weight.float(), self.bias.float(), padding=1)
+
+
 class Sampler(nn.Module):
     """3x3 convolution to `width` channels that samples where `offset`, a convolution of its input, sends each tap.
 
@@ -24,22 +41,17 @@ class Sampler(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width, channels, 3, 3))
         nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
-        self.offset = nn.Conv2d(channels, 2 * TAPS, 3, padding=1) if moves else None
+        self.offset = Offsets(channels) if moves else None
         self.limit = limit
         self.detached = False
-        if self.offset is not None:
-            nn.init.zeros_(self.offset.weight)
-            assert self.offset.bias is not None
-            nn.init.zeros_(self.offset.bias)
 
     def offsets(self, x: Float[Tensor, "n d h w"]) -> Float[Tensor, "n 18 h w"] | None:
         """Where each tap goes, in cells: (dy, dx) of tap 0, of tap 1, ...; None where nothing moves."""
         if self.offset is None:
             return None
-        with torch.autocast(x.device.type, enabled=False):  # a cell's hundredth is below bfloat16
-            moved: Tensor = self.offset(x.float())  # esol Eq. 2
-            held = moved if self.limit is None else self.limit * torch.tanh(moved / self.limit)
-            return held.detach() if self.detached else held
+        moved: Tensor = self.offset(x)  # esol Eq. 2
+        held = moved if self.limit is None else self.limit * torch.tanh(moved / self.limit)
+        return held.detach() if self.detached else held
 
     def plain(self, x: Float[Tensor, "n d h w"]) -> Float[Tensor, "n e h w"]:
         """The convolution without offsets."""

@@ -71,8 +71,8 @@ def fit(work: Work, task: Task, schedule: Schedule) -> None:
             checkpoint.write(work.scratch, task.model, task.optimiser, state)
             saved = time.monotonic()
         work.tick(state.step, task.steps, f"loss {loss:.4f}")
-    if reason:
-        work.event(f"stopped after {state.step} of {task.steps} steps: {reason}")
+    if reason and (text := f"stopped after {state.step} of {task.steps} steps: {reason}") not in work.events:
+        work.event(text)
     write_atomic(work.folder / "history.json", json.dumps(state.history).encode())
     task.model.eval()
 
