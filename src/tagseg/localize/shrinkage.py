@@ -71,14 +71,15 @@ class Shrink:
     gradient, the maximum of the widened map of the first stage ("fixed_max"), its own before it shrinks ("start_max"),
     the maximum within two cells ("local_max"), or nothing, its logistic ("sigmoid"). `tags`: "bound" counts an image's
     tag loss only where it is over the mean at the start: a constraint in place of a sum. `negatives`: weight of what
-    the maps of absent classes still show. `head`: whether the second head moves along.
+    the maps of absent classes still show. `limit`: the longest offset in cells; without one they run off, and tags are
+    forgotten. `head`: whether the second head moves along.
     """
 
     weight: float = 0.1
     area: Kind = "detached_max"
     tags: Literal["loss", "bound"] = "loss"
     negatives: float = 0.0
-    limit: float | None = None
+    limit: float | None = 1.0
     head: Literal["frozen", "train"] = "frozen"
     augment: Augment = field(default_factory=Augment)
     schedule: Schedule = field(default_factory=lambda: descent(0.02, epochs=1.0, max_images=4000))
