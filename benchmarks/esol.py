@@ -3,8 +3,9 @@
 Each setting is a chain of stages from one classifier; all are scored on val images whose tags are given, by pixels of
 present classes. What counts is read off the ranking of pixels alone (precision at equal recall, average precision), so
 that clipping or another cut changes nothing in it. Which way to narrow is chosen by tags: the smallest maps among those
-that keep the tags as well as the widened network does (`chosen`). Section 8 of the specification: gates (a), (b) and (c) fail the command; below the
-preconditions it is VOID and leaves no rows. Rows go to docs/results/esol_scenes.jsonl from a clean tree.
+that keep the tags as well as the widened network does (`chosen`). Section 8 of the specification: gates (a), (b) and
+(c) fail the command; below the preconditions it is VOID and leaves no rows. Rows go to docs/results/esol_scenes.jsonl
+from a clean tree.
 """
 
 from __future__ import annotations

@@ -118,6 +118,36 @@ def markdown(found: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+SHOWN = (("tag_loss", "tag loss"), ("offsets", "offsets, cells"), ("area", "area"), ("precision", "P at .30"),
+         ("recall", "R at .30"), ("best_iou", "best IoU"), ("precision_at_0.5", "P at R .5"),
+         ("precision_at_0.7", "P at R .7"), ("average_precision", "AP"))  # fmt: skip
+
+
+def settings(found: list[dict[str, Any]]) -> str:
+    """A table for each scene: each setting's means over its seeds, and the sd of what counts."""
+    tables = []
+    for scene in dict.fromkeys(row["scene"] for row in found):
+        mine = [row for row in found if row["scene"] == scene]
+        seeds = sorted({row["seed"] for row in mine})
+        commits = ", ".join(dict.fromkeys(row["commit"] for row in mine))
+        lines = [f"`scenes:{scene}`, seeds {', '.join(map(str, seeds))}, commit {commits}:", "",
+                 "| setting | " + " | ".join(head for _, head in SHOWN) + " | stopped |",
+                 "|---|" + "---|" * (len(SHOWN) + 1)]  # fmt: skip
+        for name in dict.fromkeys(row["setting"] for row in mine):
+            some = [row for row in mine if row["setting"] == name]
+            cells = [_mean([row[key] for row in some], key.startswith(("precision_at", "average"))) for key, _ in SHOWN]
+            stopped = sum(any("ceiling" in event for event in row["events"]) for row in some)
+            lines.append(f"| {name} | " + " | ".join(cells) + f" | {stopped} of {len(some)} |")
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
+
+
+def _mean(values: list[float], spread: bool) -> str:
+    mean = sum(values) / len(values)
+    sd = (sum((v - mean) ** 2 for v in values) / max(len(values) - 1, 1)) ** 0.5
+    return f"{mean:.3f}" + (f" ± {sd:.3f}" if spread else "")
+
+
 def _percent(entry: dict[str, Any] | None) -> str:
     if not entry:
         return "-"
@@ -169,6 +199,7 @@ def main(words: list[str]) -> None:
     kept = [row for row in found if not row.get("note", "").startswith("discarded")]
     fill(RESULTS.parents[1] / "README.md", markdown(kept))
     fill(RESULTS.parent / "refiners.md", refiners(rows("refiner")), "refiners")
+    fill(RESULTS.parent / "papers" / "esol.md", settings(rows("setting")), "esol")
     print(markdown(found))
 
 
