@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import stats
 
 from benchmarks.results import RESULTS
 from tagseg.artifacts import MapSet, Weights
@@ -229,6 +230,23 @@ def summary(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def differences(rows: list[Row]) -> str:
+    """What was chosen by tags against each control, paired by seed: mean, each seed, half of the 95 % t-interval."""
+    lines = []
+    for preset in dict.fromkeys(row["scene"] for row in rows):
+        seeds = sorted({row["seed"] for row in rows})
+        by_seed = [[r for r in rows if (r["scene"], r["seed"]) == (preset, seed)] for seed in seeds]
+        for key in (*(f"precision_at_{r}" for r in RECALLS), "average_precision", "best_iou"):
+            for name in ("CAM", "CAM + clip 0.5", WIDE, "second layer"):
+                pairs = [(chosen(some), next(r for r in some if r["setting"] == name)) for some in by_seed]
+                apart = np.array([picked[key] - control[key] for picked, control in pairs if picked])
+                n = len(apart)
+                half = stats.t.ppf(0.975, n - 1) * apart.std(ddof=1) / n**0.5 if n > 1 else np.nan
+                each = " ".join(f"{d:+.3f}" for d in apart)
+                lines.append(f"{preset:8s} {key:18s} against {name:30s} {apart.mean():+.3f} ± {half:.3f}  ({each})")
+    return "\n".join(lines)
+
+
 def line(row: Row) -> str:
     """One row as text."""
     return (f"{row['scene']:8s} {row['seed']} {row['setting']:30s} loss {row['tag_loss']:.3f}  offsets "
@@ -273,7 +291,12 @@ def main() -> None:
     words.add_argument("--cache", type=Path, default=None)
     words.add_argument("--only", default="", help="settings whose name has this in it; no rows, no gates")
     words.add_argument("--gates", action="store_true", help="the settings and the preset of the gates alone; no rows")
+    words.add_argument("--rows", action="store_true", help="run nothing: what the committed rows say")
     asked = words.parse_args()
+    if asked.rows:
+        rows = [json.loads(text) for text in (RESULTS / "esol_scenes.jsonl").read_text().splitlines()]
+        print(f"{summary(rows)}\n\n{differences(rows)}")
+        return
     presets, at = ["parts"] if asked.gates else asked.presets.split(","), commit()
 
     def wanted(name: str) -> bool:
