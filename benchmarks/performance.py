@@ -155,6 +155,7 @@ def sections(found: list[Row]) -> list[tuple[str, str]]:
     grown = [row for row in measured if "points" in row]
     split = [row for row in measured if "phases" in row]
     rates = [row for row in measured if "images_per_second" in row]
+    costs = [row for row in measured if "seconds_an_image" in row]
     missing = {job: NO_CARD if job.endswith("-gpu") else "no row yet" for job in TARGETS}
     missing |= {r["job"]: r["not_measured"] for r in found if r not in measured}
     missing = {job: why for job, why in missing.items() if job not in {r["job"] for r in measured}}
@@ -167,9 +168,17 @@ def sections(found: list[Row]) -> list[tuple[str, str]]:
         ("Growth", grown, lambda r: f"{growths(r)}\n\n![growth](img/performance-growth.png)"),
         ("Not measured", [f"- `{job}`: {why}" for job, why in missing.items()], "\n".join),
         ("Rates", [f"- `{r['job']}`: {r.get('setting', '')}: {r.get('images_per_second')}" for r in rates], "\n".join),
+        ("A method beside cam", [cost(row) for row in costs], "\n".join),
         ("Machine", sorted({machine(row) for row in found}), lambda lines: "\n".join(f"- {line}" for line in lines)),
     ]
     return [(title, write(lines)) for title, lines, write in parts if lines]
+
+
+def cost(row: Row) -> str:
+    """Time up to the maps over that of `cam`, for sets of some sizes, and the seconds that it is made of."""
+    sets = ", ".join(f"{ratio}x on {images} images" for images, ratio in row["ratio"].items())
+    each = ", ".join(f"{name} {seconds}" for name, seconds in row["seconds_an_image"].items())
+    return f"- `{row['job']}`: {sets} ({row['setting']}; commit {row['commit']}). Seconds an image: {each}"
 
 
 def machine(row: Row) -> str:
