@@ -51,11 +51,13 @@ def command(folder: Path) -> list[str]:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """sha256 of every artifact's outputs (records hold times and are left out)."""
+    """sha256 of every artifact's outputs. Left out: records, which hold times, and locks and lists of runs, which name
+    processes and places.
+    """
     return {
         f"{p.parent.name}/{p.name}": hashlib.sha256(p.read_bytes()).hexdigest()
         for p in sorted((folder / ".tagseg-cache").glob("*/*"))
-        if p.is_file() and p.name != "record.json"
+        if p.is_file() and p.name != "record.json" and not p.parent.name.startswith(".")
     }
 
 
@@ -67,7 +69,8 @@ def killed_run(folder: Path, rng: random.Random, length: float) -> int:
             command(folder), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
-            process.wait(timeout=rng.uniform(2, length) if hits < KILLS else None)
+            # a fraction of a whole run: each try goes on where the last one was killed, and must not get through yet
+            process.wait(timeout=rng.uniform(0.1, 0.35) * length if hits < KILLS else None)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
