@@ -1,4 +1,7 @@
-"""A picture for README and docs from a finished run: `python -m benchmarks.picture RUN OUT.jpg [GROUP:ROWS ...]`."""
+"""A picture for README and docs from a finished run: `python -m benchmarks.picture RUN OUT.jpg [GROUP:ROWS ...]`.
+
+With `--columns NAME,NAME` other panels of the run's gallery than the usual ones.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,19 @@ from tagseg.report.pictures import contact_sheet
 COLUMNS = ("photo", "truth", "map", "pseudo mask", "prediction")
 
 
-def main(run: Path, out: Path, groups: dict[str, int]) -> None:
+def main(run: Path, out: Path, groups: dict[str, int], columns: tuple[str, ...] = COLUMNS) -> None:
     gallery = json.loads((run / "report.json").read_text())["gallery"]
     chosen = [row for group, rows in groups.items() for row in [r for r in gallery if r["group"] == group][:rows]]
-    pictures = [[np.asarray(Image.open(run / dict(row["panels"])[name])) for name in COLUMNS] for row in chosen]
-    sheet = Image.fromarray(contact_sheet(pictures, COLUMNS, side=200))
+    pictures = [[np.asarray(Image.open(run / dict(row["panels"])[name])) for name in columns] for row in chosen]
+    sheet = Image.fromarray(contact_sheet(pictures, columns, side=200))
     out.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(out, quality=85, optimize=True)
     print(f"{out}: {sheet.width}x{sheet.height}, {out.stat().st_size // 1000} kB, {len(chosen)} rows")
 
 
 if __name__ == "__main__":
-    given = [word.rsplit(":", 1) for word in sys.argv[3:]] or [["best", "2"], ["worst", "1"], ["least sure", "1"]]
-    main(Path(sys.argv[1]), Path(sys.argv[2]), {group: int(rows) for group, rows in given})
+    words = sys.argv[1:]
+    at = words.index("--columns") if "--columns" in words else len(words)
+    shown = tuple(words[at + 1].split(",")) if at < len(words) else COLUMNS
+    given = [word.rsplit(":", 1) for word in words[2:at]] or [["best", "2"], ["worst", "1"], ["least sure", "1"]]
+    main(Path(words[0]), Path(words[1]), {group: int(rows) for group, rows in given}, shown)
