@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import toy_chain
-from tagseg import artifacts, cache, store
+from tagseg import artifacts, cache, disk, store
 from tagseg.store import Run
 from tagseg.types import IntegrityError, Interrupted
 from toy_chain import Config, LabelsConfig, ToySet
@@ -121,9 +121,9 @@ def test_what_is_being_built_is_kept(place: Path) -> None:
     partial = half_done(place)
     finished = ran(place)
     for path in (partial.with_suffix(""), finished[0]):
-        with store.lock(place / ".locks" / path.name, wait=False):
+        with disk.lock(place / ".locks" / path.name, wait=False):
             assert path.name not in {n.removesuffix(".partial") for n in names(cache.gc(place, dry_run=True))}
-    with store.lock(place / ".locks" / partial.with_suffix("").name, wait=False):
+    with disk.lock(place / ".locks" / partial.with_suffix("").name, wait=False):
         assert names(cache.gc(place)) == {p.name for p in finished}
     assert partial.exists()
 

@@ -19,9 +19,9 @@ import pytest
 import tiny
 from tagseg import cli
 from tagseg._version import VERSION
+from tagseg.disk import lock
 from tagseg.runs.run import MARKER
 from tagseg.runs.setup import own_folder
-from tagseg.store import lock
 from tiny import Tiny
 
 COMMANDS = ("demo", "doctor", "plan", "run", "predict", "refine", "evaluate", "report", "cache")

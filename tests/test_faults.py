@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 import toy_chain
-from tagseg import artifacts, store
+from tagseg import artifacts, disk, store
 from tagseg.store import RECORD, SCRATCH, Run
 from tagseg.types import EnvironmentFault
 from toy_chain import Config, ToySet
@@ -235,15 +235,15 @@ def test_a_disk_that_takes_no_more_is_an_environment_fault_and_harms_nothing(
 
 def test_an_old_file_survives_a_failed_rewrite(tmp_path: Path, inject: Callable[[Faults], pytest.MonkeyPatch]) -> None:
     file = tmp_path / "note.json"
-    store.write_atomic(file, b"old")
+    disk.write_atomic(file, b"old")
     counting = Faults()
     inject(counting)
-    store.write_atomic(tmp_path / "other", b"new")
+    disk.write_atomic(tmp_path / "other", b"new")
     assert counting.seen == ["open", "write", "fsync", "replace", "fsync"]
     for n in range(1, 5):
         patches = inject(Faults(n, raising(errno.ENOSPC)))
         with pytest.raises(EnvironmentFault, match=str(file)):
-            store.write_atomic(file, b"new")
+            disk.write_atomic(file, b"new")
         patches.undo()
         assert file.read_bytes() == b"old"
         assert not list(tmp_path.glob("*.tmp"))
@@ -251,7 +251,7 @@ def test_an_old_file_survives_a_failed_rewrite(tmp_path: Path, inject: Callable[
 
 def test_names_of_255_bytes_can_be_written(tmp_path: Path) -> None:
     for name in ("n" * 255, "ä" * 127, "\udcff" * 200, "-rf"):
-        store.write_atomic(tmp_path / name, b"x")
+        disk.write_atomic(tmp_path / name, b"x")
         assert (tmp_path / name).read_bytes() == b"x"
 
 

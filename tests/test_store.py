@@ -19,7 +19,7 @@ import pytest
 
 import method_checks
 import toy_chain
-from tagseg import artifacts, config, store
+from tagseg import artifacts, config, disk, store
 from tagseg.artifacts import Scores
 from tagseg.store import Artifact, Run, Step, Work, stage
 from tagseg.types import EnvironmentFault, IntegrityError, Interrupted, UsageError
@@ -382,7 +382,7 @@ def test_scratch_outlives_an_interruption_and_is_no_output(tmp_path: Path) -> No
     def training(work: Work, cfg: LabelsConfig) -> None:
         note = work.scratch / "checkpoint.json"
         found.append(json.loads(note.read_text()) if note.exists() else 0)
-        store.write_atomic(note, json.dumps(found[-1] + 1).encode())
+        disk.write_atomic(note, json.dumps(found[-1] + 1).encode())
         if found[-1] < 2:
             raise Interrupted("x")
         artifacts.write_scores(work, {})
@@ -518,17 +518,17 @@ def test_a_killed_holder_frees_its_lock(tmp_path: Path, log: Path) -> None:
 
 def test_a_held_lock_names_its_holder(tmp_path: Path) -> None:
     file = tmp_path / "locks" / "x"
-    with store.lock(file, wait=False):
+    with disk.lock(file, wait=False):
         held = pytest.raises(EnvironmentFault, match=f"{file}: in use by process {os.getpid()}; wait")
-        with held as caught, store.lock(file, wait=False):
+        with held as caught, disk.lock(file, wait=False):
             pass
         assert caught.value.exit_code == 4
-    with store.lock(file, wait=False):
+    with disk.lock(file, wait=False):
         pass
 
 
 def test_whoever_waits_can_be_interrupted(tmp_path: Path) -> None:
     run = Run(tmp_path, stopping=lambda: True)
     (step,) = _planned(lambda r, cfg: toy_chain.maps(r, ToySet(), MapsConfig()), tmp_path)
-    with store.lock(tmp_path / ".locks" / step.path.name, wait=False), pytest.raises(Interrupted, match="waiting for"):
+    with disk.lock(tmp_path / ".locks" / step.path.name, wait=False), pytest.raises(Interrupted, match="waiting for"):
         toy_chain.maps(run, ToySet(), MapsConfig())

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tagseg.store import Artifact, Work, atomic_file, write_atomic
+from tagseg.disk import atomic_file, write_atomic
+from tagseg.store import Artifact, Work
 from tagseg.types import U8, ClassMaps, DataError, IntegrityError, Labels
 
 if TYPE_CHECKING:

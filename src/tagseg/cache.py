@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tagseg.store import RECORD, SCRATCH, lock, write_atomic
+from tagseg.disk import lock, write_atomic
+from tagseg.store import RECORD, SCRATCH
 from tagseg.types import EnvironmentFault, IntegrityError
 
 RUNS = ".runs"

@@ -11,19 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tagseg import options
 from tagseg._version import VERSION
 from tagseg.errors import Interrupted, TagsegError, UsageError
 
 EXIT_INTERRUPTED = 130
 _REFINE_EXAMPLE = "tagseg refine maps --images photos --with crf --out refined"
-_CRF = {
-    "sxy-gaussian": (float, "pixels (default: 3)"),
-    "compat-gaussian": (float, "weight of the smoothness kernel (default: 3)"),
-    "sxy-bilateral": (float, "pixels (default: 50)"),
-    "srgb": (float, "grey levels (default: 5)"),
-    "compat-bilateral": (float, "weight of the appearance kernel (default: 10)"),
-    "iterations": (int, "mean-field steps (default: 10)"),
-}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -76,15 +69,18 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("tagseg", description="Pixel masks from image tags.", allow_abbrev=False)
     top.add_argument("--version", action="version", version=f"tagseg {VERSION}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _demo(_command(commands, "demo", demo, "make images, learn from their tags, show masks", "tagseg demo"))
-    _doctor(_command(commands, "doctor", doctor, "ten-second self-test of this machine", "tagseg doctor"))
-    _asked(_command(commands, "plan", plan, "the stages of a run and which are done", "tagseg plan cam photos"))
-    _asked(_command(commands, "run", run, "learn masks from tags", "tagseg run cam photos --out runs/first"))
-    _predict(_command(commands, "predict", predict, "masks of new images", "tagseg predict runs/first new --out masks"))
-    _refine(_command(commands, "refine", refine, "sharper masks from maps made elsewhere", _REFINE_EXAMPLE))
-    _evaluate(_command(commands, "evaluate", evaluate, "score masks against truth", "tagseg evaluate masks truth"))
-    _report(_command(commands, "report", report, "table and page of a run", "tagseg report runs/first"))
-    _cache(_command(commands, "cache", cache, "list or clean stored results", "tagseg cache ls runs/.tagseg-cache"))
+    options.demo(_command(commands, "demo", demo, "make images, learn from their tags, show masks", "tagseg demo"))
+    options.doctor(_command(commands, "doctor", doctor, "ten-second self-test of this machine", "tagseg doctor"))
+    options.asked(_command(commands, "plan", plan, "the stages of a run and which are done", "tagseg plan cam photos"))
+    options.asked(_command(commands, "run", run, "learn masks from tags", "tagseg run cam photos --out runs/first"))
+    new = "tagseg predict runs/first new --out masks"
+    options.predict(_command(commands, "predict", predict, "masks of new images", new))
+    options.refine(_command(commands, "refine", refine, "sharper masks from maps made elsewhere", _REFINE_EXAMPLE))
+    scored = "tagseg evaluate masks truth"
+    options.evaluate(_command(commands, "evaluate", evaluate, "score masks against truth", scored))
+    options.report(_command(commands, "report", report, "table and page of a run", "tagseg report runs/first"))
+    kept = "tagseg cache ls runs/.tagseg-cache"
+    options.cache(_command(commands, "cache", cache, "list or clean stored results", kept))
     return top
 
 
@@ -98,163 +94,6 @@ def _command(
     command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     command.set_defaults(call=call)
     return command
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part for part in text.split(",") if part)
-
-
-def _asked(command: argparse.ArgumentParser) -> None:
-    command.add_argument("method", metavar="METHOD", help="cam or esol")
-    command.add_argument(
-        "data", metavar="DATA", help="a folder of images with tags.csv, one folder a class, or scenes:NAME"
-    )
-    command.add_argument(
-        "--out", type=Path, metavar="RUN", default=Path("runs/run"), help="the run folder (default: runs/run)"
-    )
-    command.add_argument(
-        "--train", type=_names, default=(), metavar="SPLIT[,SPLIT]", help="splits to learn from (default: all images)"
-    )
-    command.add_argument(
-        "--val", type=_names, default=(), metavar="SPLIT", help="splits to predict without tags and score"
-    )
-    command.add_argument(
-        "--backbone", default="auto", metavar="NAME", help="mobilenet_v2, squeezenet1_1, vgg16, small, timm:NAME"
-    )
-    command.add_argument("--weights", metavar="PATH", help="pretrained weights: a file, a folder, or none")
-    command.add_argument("--seed", type=int, default=0, metavar="N")
-    command.add_argument("--budget", default="standard", metavar="NAME", help="quick, standard or paper")
-    command.add_argument("--config", type=Path, metavar="FILE", help="settings as YAML")
-    command.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        dest="sets",
-        metavar="NAME=VALUE",
-        help="one setting, for example classifier.schedule.epochs=3",
-    )
-    command.add_argument("--tags", type=Path, metavar="FILE", help="a tags file outside DATA")
-    command.add_argument(
-        "--negative", action="append", default=[], metavar="FOLDER", help="a folder of images without any class"
-    )
-    command.add_argument("--limit", type=int, metavar="N", help="use at most N images of each set")
-    command.add_argument(
-        "--max-bad", type=float, default=0.01, metavar="SHARE", help="share of unreadable files that is accepted"
-    )
-    command.add_argument("--follow-links", action="store_true", help="links that leave DATA count as images")
-    command.add_argument(
-        "--k-masks", type=int, default=0, metavar="K", help="also score the threshold that is best on K masks"
-    )
-    _machine(command)
-    command.add_argument("--precision", default="auto", metavar="NAME", help="auto, fp32 or bf16")
-    command.add_argument(
-        "--cache",
-        type=Path,
-        metavar="DIR",
-        help="where finished stages are kept (TAGSEG_CACHE; default: beside the run)",
-    )
-
-
-def _machine(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu or cuda[:N]")
-    command.add_argument("--workers", type=int, default=2, metavar="N", help="threads for work on single images")
-
-
-def _demo(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="RUN")
-    command.add_argument("--seed", type=int, default=0, metavar="N")
-    command.add_argument("--data", default="scenes:basic?train=400&val=100", help="which generated scenes")
-    _machine(command)
-
-
-def _doctor(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu or cuda[:N]")
-
-
-def _predict(command: argparse.ArgumentParser) -> None:
-    command.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run")
-    command.add_argument("images", type=Path, metavar="IMAGES", help="a folder of images")
-    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="where masks are written")
-    command.add_argument("--save", type=_names, default=("mask",), metavar="KIND,...", help="mask, overlay, confidence")
-    command.add_argument("--post", action="store_true", help="slower: several scales, flip and dense CRF")
-    command.add_argument("--limit", type=int, metavar="N", help="at most N images")
-    command.add_argument("--follow-links", action="store_true", help="links that leave IMAGES count as images")
-    command.add_argument(
-        "--max-bad", type=float, default=0.01, metavar="SHARE", help="share of unreadable files that is accepted"
-    )
-    _machine(command)
-
-
-def _refine(command: argparse.ArgumentParser) -> None:
-    command.add_argument("maps", type=Path, metavar="MAPS", help="ID.npy, ID.npz or ID.png, or CLASS/ID.png")
-    command.add_argument("--images", type=Path, required=True, metavar="DIR", help="the images, same relative names")
-    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="where results are written")
-    command.add_argument(
-        "--with",
-        type=_names,
-        default=("crf",),
-        dest="steps",
-        metavar="STEP,...",
-        help="affinity, superpixels, crf, or several (default: crf)",
-    )
-    command.add_argument(
-        "--save", type=_names, default=("mask",), metavar="KIND,...", help="mask, overlay, confidence, probabilities"
-    )
-    command.add_argument("--classes", type=Path, metavar="FILE", help="class names (default: MAPS/classes.txt)")
-    command.add_argument(
-        "--background",
-        choices=("auto", "first", "none"),
-        default="auto",
-        help="whether the first map is the background's (default: told by the number of classes)",
-    )
-    command.add_argument("--labels", action="store_true", help="MAPS holds class indices, 255 unsure")
-    command.add_argument("--gt-prob", type=float, default=0.7, metavar="P", help="trust in --labels (default: 0.7)")
-    command.add_argument(
-        "--threshold", type=float, metavar="T", help="the background's score where it has no map (default: Otsu's rule)"
-    )
-    command.add_argument(
-        "--floor", type=float, default=0.0, metavar="P", help="leave out classes under P at every pixel (default: none)"
-    )
-    for name, (kind, text) in _CRF.items():
-        command.add_argument(f"--{name}", type=kind, metavar="N" if kind is int else "X", help=text)
-    command.add_argument("--backbone", default="auto", metavar="NAME", help="of the affinity network (mobilenet_v2)")
-    command.add_argument("--weights", metavar="PATH", help="its pretrained weights: a file, a folder, or none")
-    command.add_argument("--budget", default="standard", metavar="NAME", help="its training: quick, standard or paper")
-    command.add_argument("--precision", default="auto", metavar="NAME", help="auto, fp32 or bf16")
-    command.add_argument("--seed", type=int, default=0, metavar="N")
-    command.add_argument(
-        "--set", action="append", default=[], dest="sets", metavar="NAME=VALUE", help="such as superpixels.kind=slic"
-    )
-    command.add_argument("--limit", type=int, metavar="N", help="at most N images")
-    command.add_argument("--follow-links", action="store_true", help="links that leave the folders count")
-    command.add_argument(
-        "--max-bad", type=float, default=0.01, metavar="SHARE", help="share of unusable files that is accepted"
-    )
-    command.add_argument("--cache", type=Path, metavar="DIR", help="where finished stages are kept (default: in --out)")
-    _machine(command)
-
-
-def _evaluate(command: argparse.ArgumentParser) -> None:
-    command.add_argument("pred", type=Path, metavar="PRED", help="a folder of predicted masks")
-    command.add_argument("truth", type=Path, metavar="TRUTH", help="a folder of true masks, same names")
-    command.add_argument("--classes", type=Path, metavar="FILE", help="class names, one a line (default: 1, 2, ...)")
-    command.add_argument(
-        "--white", choices=("object", "ignore"), help="what 255 means in masks that hold only 0 and 255"
-    )
-    command.add_argument("--no-background", action="store_true", help="0 is not a class: the mean goes over 1..C")
-
-
-def _report(command: argparse.ArgumentParser) -> None:
-    command.add_argument("run", type=Path, metavar="RUN")
-
-
-def _cache(command: argparse.ArgumentParser) -> None:
-    command.add_argument("action", choices=("ls", "gc"))
-    command.add_argument(
-        "cache", type=Path, metavar="DIR", nargs="?", help="default: TAGSEG_CACHE, else runs/.tagseg-cache"
-    )
-    command.add_argument("--forget-missing", action="store_true", help="runs whose folder is gone no longer count")
-    command.add_argument("--dry-run", action="store_true", help="say what would be removed")
 
 
 def _request(args: argparse.Namespace) -> Any:
@@ -402,7 +241,7 @@ def _refine_request(args: argparse.Namespace) -> Any:
     from tagseg.runs.refine import Config, RefineRequest, budgeted
 
     images = Reading(limit=args.limit, max_bad=args.max_bad, workers=args.workers, follow_links=args.follow_links)
-    given = {name: getattr(args, name.replace("-", "_")) for name in _CRF}
+    given = {name: getattr(args, name.replace("-", "_")) for name in options.CRF}
     sets = [f"crf.{name.replace('-', '_')}={value}" for name, value in given.items() if value is not None]
     return RefineRequest(
         maps=args.maps,

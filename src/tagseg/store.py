@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import functools
 import hashlib
 import importlib.metadata
@@ -19,9 +17,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
 from tagseg import config
+from tagseg.disk import file_sha256, fsync_folder, lock, space_checked, write_atomic
 from tagseg.types import EnvironmentFault, IntegrityError, Interrupted, UsageError
 
 P = ParamSpec("P")
@@ -30,7 +29,6 @@ Out = TypeVar("Out")
 RECORD = "record.json"
 SCRATCH = "half-done"
 RESTART_ON = ("torch", "numpy", "numba")
-DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 class Value(Protocol):
@@ -204,7 +202,7 @@ def _build(run: Run, step: Step, version: int, body: Callable[[Work], None]) -> 
     """Run the body in KEY.partial and commit it by one rename; whoever comes second waits and finds it done."""
     partial = step.path.with_name(step.path.name + ".partial")
     waiting = functools.partial(_say_waiting, run, step.stage)
-    with _space_checked(partial), lock(run.cache / ".locks" / step.path.name, wait=True, told=waiting):
+    with space_checked(partial), lock(run.cache / ".locks" / step.path.name, wait=True, told=waiting):
         if (step.path / RECORD).exists():  # built by the one we waited for
             step.seconds = verify(step.path)["seconds"]
             return
@@ -221,18 +219,6 @@ def _say_waiting(run: Run, stage: str, who: str) -> None:
     run.progress(stage, 0, 0, f"waiting for {who}")
     if run.stopping():
         raise Interrupted(f"interrupted while waiting for {who} in {stage}; the same command goes on from there")
-
-
-@contextlib.contextmanager
-def _space_checked(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
-        ours = named.is_relative_to(path.parent) or path.is_relative_to(named)  # not a source that cannot be read
-        if error.errno in DISK_FAULTS and ours:
-            raise out_of_space(error, named) from error
-        raise
 
 
 @contextlib.contextmanager
@@ -327,83 +313,6 @@ def verify(path: Path) -> dict[str, Any]:
                 )
         _verified[path] = record
     return _verified[path]
-
-
-@contextlib.contextmanager
-def lock(file: Path, *, wait: bool, told: Callable[[str], None] = lambda who: None) -> Iterator[None]:
-    """Hold an flock; the kernel frees it when a process dies. Without `wait` a held lock is an `EnvironmentFault`.
-
-    While it waits, `told` hears several times a second who holds it, and may raise to give up.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "a+") as handle:
-        while not _try_lock(handle):
-            handle.seek(0)
-            who = handle.read().strip() or "another process"
-            if not wait:
-                raise EnvironmentFault(f"{file}: in use by {who}; wait for it to end or stop it")
-            told(who)
-            time.sleep(0.2)
-        handle.truncate(0)
-        handle.write(f"process {os.getpid()}")
-        handle.flush()
-        yield
-
-
-def _try_lock(handle: IO[str]) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a whole file or nothing: temporary file in the same folder, fsync, replace, fsync of the folder."""
-    with atomic_file(path) as handle:
-        handle.write(data)
-
-
-@contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that appears under its name only when it is complete and on disk."""
-    short = path.name.encode("utf-8", "surrogateescape")[:200].decode("utf-8", "ignore")  # names end at 255 bytes
-    temporary = path.with_name(f"{short}.{os.getpid()}.tmp")
-    with _space_checked(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as handle:
-                yield handle
-                handle.flush()
-                os.fsync(handle.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        fsync_folder(path.parent)
-
-
-def fsync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def out_of_space(error: OSError, path: Path) -> EnvironmentFault:
-    """The error for a disk that takes no more, with what is free there."""
-    place = next((p for p in (path, *path.parents) if p.exists()), Path("/"))
-    free = shutil.disk_usage(place).free / 2**20
-    return EnvironmentFault(
-        f"cannot write {path}: {error.strerror} ({free:.0f} MB free at {place}); free some space, or give another "
-        "place with --out and --cache. Finished work is kept: the same command goes on"
-    )
-
-
-def file_sha256(path: Path) -> str:
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 @functools.cache

@@ -16,10 +16,10 @@ import tagseg
 import tiny
 from tagseg.artifacts import png, read_png
 from tagseg.data.folder import Reading
+from tagseg.disk import lock
 from tagseg.runs import run as runs
 from tagseg.runs.predict import load, predict
 from tagseg.runs.setup import own_folder, prepare
-from tagseg.store import lock
 from tagseg.types import DataError, EnvironmentFault, IntegrityError, Interrupted, UsageError
 from tiny import Tiny
 

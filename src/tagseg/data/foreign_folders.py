@@ -18,8 +18,8 @@ from tagseg.data.index import TaggedSet, spread
 from tagseg.data.map_files import SUFFIXES, BadMap
 from tagseg.data.tags import nearest, read_classes
 from tagseg.data.tree import Tree, walk
+from tagseg.disk import file_sha256
 from tagseg.ops.scores import to_probabilities
-from tagseg.store import file_sha256
 from tagseg.types import BACKGROUND, DataError, UsageError
 
 _SHOWN = 5

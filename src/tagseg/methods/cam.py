@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 from tagseg.artifacts import LabelSet, MapSet, Scores, Weights
 from tagseg.data.index import TaggedSet
-from tagseg.inference import Views
 from tagseg.localize import affinity, cam, classify, operating_point
 from tagseg.methods import refining
 from tagseg.methods.protocol import Fitted, Inputs
@@ -16,10 +15,6 @@ from tagseg.refine import crf, seeds
 from tagseg.segment import predict as segmented
 from tagseg.segment import train
 from tagseg.store import Run
-
-
-def _post(size: int) -> segmented.Predict:
-    return segmented.Predict(Views(size=size, scales=(1.0, 0.75, 1.25)), segmented.EdgeCrf(iterations=10))
 
 
 @dataclass(frozen=True)
@@ -39,9 +34,12 @@ class Config:
     crf: crf.Crf = field(default_factory=crf.Crf)
     segmenter: train.Segment = field(default_factory=train.Segment)
     predict: segmented.Predict = field(default_factory=segmented.Predict)
-    post: segmented.Predict = field(default_factory=lambda: _post(256))
+    post: segmented.Predict = field(default_factory=lambda: segmented.slower(256))
 
-    BUDGETS: ClassVar[dict[str, dict[str, Any]]] = {"quick": {"post": _post(96)}, "paper": {"post": _post(321)}}
+    BUDGETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "quick": {"post": segmented.slower(96)},
+        "paper": {"post": segmented.slower(321)},
+    }
 
 
 def fit(run: Run, inputs: Inputs, cfg: Config) -> Fitted:

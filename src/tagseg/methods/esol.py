@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Literal
 from tagseg import config
 from tagseg.artifacts import LabelSet, MapSet, Scores, Weights
 from tagseg.data.index import TaggedSet
-from tagseg.inference import Views
 from tagseg.localize import (
     affinity,
     cam,
@@ -28,10 +27,6 @@ from tagseg.segment import predict as segmented
 from tagseg.segment import train
 from tagseg.store import Run
 from tagseg.types import UsageError
-
-
-def _post(size: int) -> segmented.Predict:
-    return segmented.Predict(Views(size=size, scales=(1.0, 0.75, 1.25)), segmented.EdgeCrf(iterations=10))
 
 
 @dataclass(frozen=True)
@@ -56,11 +51,17 @@ class Config:
     crf: crf.Crf = field(default_factory=crf.Crf)
     segmenter: train.Segment = field(default_factory=train.Segment)
     predict: segmented.Predict = field(default_factory=segmented.Predict)
-    post: segmented.Predict = field(default_factory=lambda: _post(256))
+    post: segmented.Predict = field(default_factory=lambda: segmented.slower(256))
 
     BUDGETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "quick": {"post": _post(96), "classifier": config.with_budget(classify.Classify(sampler=128), "quick")},
-        "paper": {"post": _post(321), "classifier": config.with_budget(classify.Classify(sampler="features"), "paper")},
+        "quick": {
+            "post": segmented.slower(96),
+            "classifier": config.with_budget(classify.Classify(sampler=128), "quick"),
+        },
+        "paper": {
+            "post": segmented.slower(321),
+            "classifier": config.with_budget(classify.Classify(sampler="features"), "paper"),
+        },
     }
 
 

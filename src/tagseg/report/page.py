@@ -14,6 +14,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
+from tagseg.disk import write_atomic
 from tagseg.report import plots, tables
 from tagseg.report.colours import hex_colour
 from tagseg.report.pictures import as_jpeg, as_png, thumbnail
@@ -30,7 +31,6 @@ from tagseg.report.wording import (
     points,
     ratio,
 )
-from tagseg.store import write_atomic
 from tagseg.types import IGNORE, MAX_CLASSES, DataError
 
 PANEL_SIDE = 320  # pixels of the longer side; shown at about 200, sharp on dense screens

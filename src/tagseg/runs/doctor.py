@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from tagseg._version import VERSION
+from tagseg.disk import write_atomic
 from tagseg.runs.setup import choose_device, choose_precision, device_text
-from tagseg.store import library_versions, write_atomic
+from tagseg.store import library_versions
 
 
 def doctor(device: str = "auto", place: Path | None = None) -> dict[str, Any]:

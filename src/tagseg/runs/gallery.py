@@ -11,12 +11,13 @@ from PIL import Image
 
 from tagseg.artifacts import LabelSet, MapSet, Scores
 from tagseg.data.index import MaskedSet, TaggedSet
+from tagseg.disk import write_atomic
 from tagseg.methods.protocol import Fitted
 from tagseg.ops.geometry import enlarge
 from tagseg.report import pictures
 from tagseg.runs.measure import Predicted
 from tagseg.runs.setup import Prepared
-from tagseg.store import Run, write_atomic
+from tagseg.store import Run
 from tagseg.types import U8
 
 EACH = 4

@@ -16,10 +16,11 @@ from tagseg.artifacts import Weights, png
 from tagseg.data.files import FileImages, scan
 from tagseg.data.folder import Reading, open_images
 from tagseg.data.index import TaggedSet
+from tagseg.disk import write_atomic
 from tagseg.report import pictures
 from tagseg.runs.run import Progress, table
 from tagseg.runs.setup import check_outside, choose_device, choose_precision, own_folder
-from tagseg.store import RECORD, Run, verify, write_atomic
+from tagseg.store import RECORD, Run, verify
 from tagseg.types import U8, DataError, IntegrityError, Labels, UsageError
 
 KINDS = ("mask", "overlay", "confidence")

@@ -20,6 +20,7 @@ from tagseg.data.foreign_folders import OpenedMaps, open_maps
 from tagseg.data.foreign_maps import ForeignMaps, MapReading
 from tagseg.data.index import TaggedSet
 from tagseg.data.weights import Pretrained, find
+from tagseg.disk import lock, write_atomic
 from tagseg.localize import affinity as affinities
 from tagseg.localize.affinity import Affinity
 from tagseg.refine import affinity as walks
@@ -32,7 +33,7 @@ from tagseg.report import pictures
 from tagseg.runs.foreign_stages import EVEN, Cut, Decide, Import, imported, labels, point, probabilities
 from tagseg.runs.run import Progress, table
 from tagseg.runs.setup import check_outside, choose_device, choose_precision, own_folder
-from tagseg.store import Run, lock, write_atomic
+from tagseg.store import Run
 from tagseg.training.schedule import recipe_values
 from tagseg.types import Labels, UsageError
 

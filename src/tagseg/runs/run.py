@@ -20,13 +20,14 @@ from tagseg._version import VERSION
 from tagseg.artifacts import png
 from tagseg.data.folder import TooManyBad
 from tagseg.data.images import mask_reads, reset_mask_reads
+from tagseg.disk import lock, write_atomic
 from tagseg.methods.protocol import Fitted
 from tagseg.report import page
 from tagseg.runs import setup
 from tagseg.runs.gallery import gallery
 from tagseg.runs.measure import Measured, Predicted, measured, predict_all
 from tagseg.runs.setup import Prepared, Request, prepare
-from tagseg.store import RECORD, Artifact, Run, Step, forget, library_versions, lock, verify, write_atomic
+from tagseg.store import RECORD, Artifact, Run, Step, forget, library_versions, verify
 from tagseg.types import IntegrityError
 
 Progress = Callable[[str, int, int, str], None]

@@ -17,8 +17,8 @@ from tagseg.data.files import BadFile
 from tagseg.data.folder import Opened, Reading, open_set
 from tagseg.data.index import MaskedSet, TaggedSet, check_size
 from tagseg.data.weights import Pretrained, find
+from tagseg.disk import write_atomic
 from tagseg.methods.protocol import Inputs
-from tagseg.store import write_atomic
 from tagseg.training.schedule import recipe_values
 from tagseg.types import DataError, EnvironmentFault, UsageError
 

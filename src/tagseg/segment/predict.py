@@ -50,6 +50,11 @@ class Predict:
     }
 
 
+def slower(size: int) -> Predict:
+    """`val_post`: three scales, mirror images and the CRF, for a network that was trained at this size."""
+    return Predict(Views(size=size, scales=(1.0, 0.75, 1.25)), EdgeCrf(iterations=10))
+
+
 @stage(LabelSet, version=1)
 def labels(work: Work, images: TaggedSet, segmenter: Weights, cfg: Predict) -> None:
     """The most probable label of every pixel, at the original size, with its probability as confidence."""

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from tagseg.store import write_atomic
+from tagseg.disk import write_atomic
 
 
 @dataclass

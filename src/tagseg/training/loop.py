@@ -13,7 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from tagseg.store import Work, write_atomic
+from tagseg.disk import write_atomic
+from tagseg.store import Work
 from tagseg.training import checkpoint
 from tagseg.training.checkpoint import State
 from tagseg.training.memory import keep_freed
