@@ -94,6 +94,10 @@ class TaggedSet:
         """At most `n` images, spread over the set, the same ones each time; a smaller limit is part of a larger."""
         return self.select(spread(self.ids, n))
 
+    def images(self) -> Images:
+        """The images without what is known of them."""
+        return Images(self.ids, self.source)
+
     def training(self) -> TaggedSet:
         """The images of which tags are known, negatives included."""
         return self._rows(np.flatnonzero(self.tagged))
@@ -127,6 +131,26 @@ class TaggedSet:
     def _rows(self, rows: np.ndarray) -> TaggedSet:
         ids = tuple(self.ids[row] for row in rows)
         return replace(self, ids=ids, tags=self.tags[rows], tagged=self.tagged[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """The images of a set without what is known of them: superpixels and saliency are the same whatever the tags say.
+
+    `ids` sorted.
+    """
+
+    ids: tuple[str, ...]
+    source: ImageSource
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def key(self) -> str:
+        """Identity: ids and image content."""
+        return hashlib.sha256(json.dumps(["images", self.ids, [self.source.digest(id) for id in self.ids]]).encode()
+                              ).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import numpy as np
 
 from tagseg.artifacts import I32, MapSet, SuperpixelSet, write_maps, write_superpixels
-from tagseg.data.index import ImageSource, TaggedSet
+from tagseg.data.index import Images, TaggedSet
 from tagseg.ops import superpixels
 from tagseg.ops.geometry import enlarge
 from tagseg.store import Run, Work, stage
@@ -51,22 +48,9 @@ class Smooth:
     keep_peaks: bool = True
 
 
-@dataclass(frozen=True, eq=False)
-class Images:
-    """The images of a set without what is known of them: superpixels are the same whatever the tags say."""
-
-    ids: tuple[str, ...]
-    source: ImageSource
-
-    @cached_property
-    def key(self) -> str:
-        content = json.dumps(["images", self.ids, [self.source.digest(id) for id in self.ids]])
-        return hashlib.sha256(content.encode()).hexdigest()
-
-
 def segments(run: Run, tagged: TaggedSet, cfg: Superpixels) -> SuperpixelSet:
     """The superpixels of every image, from the cache where any method, with any tags, has asked for them before."""
-    return cut(run, Images(tagged.ids, tagged.source), cfg)
+    return cut(run, tagged.images(), cfg)
 
 
 @stage(SuperpixelSet, version=1)
