@@ -24,7 +24,7 @@ import torch
 from scipy import stats
 
 from benchmarks.results import RESULTS
-from tagseg.artifacts import MapSet, Weights
+from tagseg.artifacts import MapSet, Weights, write_weights
 from tagseg.data.index import MaskedSet, TaggedSet
 from tagseg.inference import Views
 from tagseg.localize import cam, classify, expansion, shrinkage
@@ -34,7 +34,7 @@ from tagseg.localize.shrinkage import Shrink
 from tagseg.ops.flattening import area, by_peak
 from tagseg.ops.geometry import enlarge
 from tagseg.runs.setup import Prepared, Request, commit, prepare
-from tagseg.store import Run
+from tagseg.store import Run, Work, stage
 
 PRESETS = ("parts", "habitat")
 TRAIN, VAL, SIDE = 768, 128, 64  # the toy of section 8
@@ -71,6 +71,20 @@ class Setting:
     expand: dict[str, Any]
     shrink: dict[str, Any] | None = None
     second: bool = False
+    fine: bool = False  # the same classifier at half its stride, later layers dilated
+
+
+@dataclass(frozen=True)
+class Finer:
+    """The stride in pixels."""
+
+    stride: int = 4
+
+
+@stage(Weights, version=1)
+def finer(work: Work, classifier: Weights, cfg: Finer) -> None:
+    """The same weights at another stride: what was pooled is dilated, so that every tap sees what it saw."""
+    write_weights(work, classifier.tensors(), {**classifier.meta, "stride": cfg.stride})
 
 
 def _clip(beta: float) -> Clip:
@@ -88,6 +102,14 @@ def settings() -> Iterator[Setting]:
     yield Setting("second layer", chain, second=True)
     for name, change in NARROWING.items():
         yield Setting(f"shrunk: {name}", chain, {"weight": 0.1, **change}, True)
+    strong, small = {"alpha": 0.1, "clip": _clip(0.5)}, {"area": "max", "weight": 3.0}
+    yield Setting("alpha 0.1: second layer", strong, second=True)
+    yield Setting("alpha 0.1: shrunk, max, weight 3", strong, small, True)
+    yield Setting("stride 4: CAM", {"alpha": 0.0, "clip": _clip(1.0)}, fine=True)
+    yield Setting("stride 4: expanded", chain, fine=True)
+    yield Setting("stride 4: second layer", chain, second=True, fine=True)
+    yield Setting("stride 4: shrunk, default", chain, {"weight": 0.1}, True, True)
+    yield Setting("stride 4: shrunk, max, weight 3", chain, small, True, True)
 
 
 NARROWING: dict[str, dict[str, Any]] = {
@@ -98,6 +120,7 @@ NARROWING: dict[str, dict[str, Any]] = {
     "sigmoid, weight 1": {"area": "sigmoid", "weight": 1.0},
     "fixed_max, weight 1": {"area": "fixed_max", "weight": 1.0},
     "max, weight 3": {"area": "max", "weight": 3.0},
+    "max, weight 3, layer moves": {"area": "max", "weight": 3.0, "head": "layer"},
     "max, weight 3, limit 0.5": {"area": "max", "weight": 3.0, "limit": 0.5},
     "max, weight 3, limit 2": {"area": "max", "weight": 3.0, "limit": 2.0},
     "max, weight 3, tags as bound": {"area": "max", "weight": 3.0, "tags": "bound"},
@@ -188,7 +211,7 @@ def measured(preset: str, seed: int, cache: Path, wanted: Callable[[str], bool],
         if not wanted(setting.name):
             continue
         start = time.monotonic()
-        chain = made(run, prepared, classifier, setting)
+        chain = made(run, prepared, finer(run, classifier, Finer()) if setting.fine else classifier, setting)
         row = {"scene": preset, "seed": seed, "setting": setting.name, **told(chain[-1], val),
                **scored(cam.maps(run, val, chain[-1], looked), truth),
                "events": [event for weights in chain for event in weights.record["events"]],
@@ -284,12 +307,19 @@ def gates(rows: list[Row]) -> list[str]:
     return faults
 
 
+def append(rows: list[Row]) -> None:
+    """Add rows to the committed ones."""
+    with open(RESULTS / "esol_scenes.jsonl", "a") as file:
+        file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+
+
 def main() -> None:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--presets", default=",".join(PRESETS))
     words.add_argument("--seeds", default="0,1,2")
     words.add_argument("--cache", type=Path, default=None)
-    words.add_argument("--only", default="", help="settings whose name has this in it; no rows, no gates")
+    words.add_argument("--only", default="", help="settings whose name has one of these (a|b) in it; no rows, no gates")
+    words.add_argument("--add", action="store_true", help="with --only: rows all the same, beside those that are there")
     words.add_argument("--gates", action="store_true", help="the settings and the preset of the gates alone; no rows")
     words.add_argument("--rows", action="store_true", help="run nothing: what the committed rows say")
     asked = words.parse_args()
@@ -300,19 +330,20 @@ def main() -> None:
     presets, at = ["parts"] if asked.gates else asked.presets.split(","), commit()
 
     def wanted(name: str) -> bool:
-        return asked.only in name and (name in GATED or not asked.gates)
+        return any(part in name for part in asked.only.split("|")) and (name in GATED or not asked.gates)
 
     with tempfile.TemporaryDirectory() as place:
         cache = asked.cache or Path(place)
         rows = [row for preset in presets for seed in asked.seeds.split(",")
                 for row in measured(preset, int(seed), cache, wanted, at)]  # fmt: skip
     if asked.only:
+        if asked.add and at and not at.endswith("+dirty"):
+            append(rows)
         return
     print(summary(rows))
     faults = void(rows)
     if not (faults or asked.gates) and at and not at.endswith("+dirty"):
-        with open(RESULTS / "esol_scenes.jsonl", "a") as file:
-            file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+        append(rows)
     if "parts" in presets and not faults:
         faults = gates(rows)
         print("\n".join(faults) or "ok: gates (a), (b), (c) of section 8 hold")

@@ -55,12 +55,14 @@ def test_esol_s7_06_no_gradient_reaches_the_widened_features(prepared: Prepared,
         assert all(p.grad is None for n, p in model.named_parameters() if n.startswith(("backbone.", "samplers.0.")))
 
 
-def test_the_second_head_moves_where_it_is_asked_for(
+def test_the_second_head_and_layer_move_where_it_is_asked_for(
     prepared: Prepared, run: Run, expanded: Weights, twofold: Weights
 ) -> None:
     cfg = replace(prepared.cfg.shrink, head="train")
     after = shrinkage.shrunk(run, prepared.inputs.tagged, expanded, twofold, cfg)
     assert changed(twofold, after) == OFFSETS | {"head.weight", "head.bias"}
+    both = shrinkage.shrunk(run, prepared.inputs.tagged, expanded, twofold, replace(cfg, head="layer"))
+    assert changed(twofold, both) == OFFSETS | SECOND
 
 
 @pytest.mark.parametrize("kind", ["detached_max", "max", "fixed_max", "start_max", "local_max", "sigmoid"])

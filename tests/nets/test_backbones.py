@@ -72,6 +72,13 @@ def test_every_tap_is_centred_where_it_says(name: str, stride: int) -> None:
         assert mirror_errors(net, (last.name,), shift)[0] > 0.05
 
 
+def test_networks_with_pools_reach_stride_4_on_the_same_grid() -> None:
+    net = symmetric("small", 4)
+    assert (net.tap("last").stride, net.tap("last").offset) == (4, 1.5)
+    assert max(mirror_errors(net, ("block3", "block4", "block5"))) < 1e-3
+    assert mirror_errors(net, ("block5",), 0.5)[0] > 0.05
+
+
 def test_measured_grids_of_timm_networks_with_even_kernels() -> None:
     net = symmetric("timm:convnext_atto", 16)
     assert [(tap.name, tap.stride, tap.offset) for tap in net.taps[:2]] == [("block2", 4, 1.5), ("block3", 8, 3.5)]

@@ -72,7 +72,7 @@ class Shrink:
     the maximum within two cells ("local_max"), or nothing, its logistic ("sigmoid"). `tags`: "bound" counts an image's
     tag loss only where it is over the mean at the start: a constraint in place of a sum. `negatives`: weight of what
     the maps of absent classes still show. `limit`: the longest offset in cells; without one they run off, and tags are
-    forgotten. `head`: whether the second head moves along.
+    forgotten. `head`: whether the second head moves along ("train"), or the head and the layer's own weights ("layer").
     """
 
     weight: float = 0.1
@@ -80,7 +80,7 @@ class Shrink:
     tags: Literal["loss", "bound"] = "loss"
     negatives: float = 0.0
     limit: float | None = 1.0
-    head: Literal["frozen", "train"] = "frozen"
+    head: Literal["frozen", "train", "layer"] = "frozen"
     augment: Augment = field(default_factory=Augment)
     schedule: Schedule = field(default_factory=lambda: descent(0.02, epochs=1.0, max_images=4000))
     seed: int | Auto = "auto"
@@ -110,7 +110,7 @@ def second(work: Work, tagged: TaggedSet, wide: Weights, cfg: Second) -> None:
 
 @stage(Weights, version=1)
 def shrunk(work: Work, tagged: TaggedSet, wide: Weights, twofold: Weights, cfg: Shrink) -> None:
-    """The second layer's offsets (and, if asked for, its head) learn the tags with maps as small as these allow.
+    """The second layer's offsets (and what `cfg.head` adds) learn the tags with maps as small as these allow.
 
     `wide`: the weights that `twofold` was made from, whose maps "fixed_max" is measured against.
     """
@@ -120,7 +120,10 @@ def shrunk(work: Work, tagged: TaggedSet, wide: Weights, twofold: Weights, cfg: 
     first, last = layers_of(twofold, 2)
     model = with_layers(twofold, tagged.classes, [first, moving(last, None, cfg.limit)])
     offsets, pooled = offsets_of(model, 1), pooling_of(twofold)
-    head = list(model.head.parameters()) if cfg.head == "train" else []
+    head = [] if cfg.head == "frozen" else list(model.head.parameters())
+    if cfg.head == "layer":
+        moved = {id(parameter) for parameter in offsets}
+        head += [parameter for parameter in model.samplers[1].parameters() if id(parameter) not in moved]
     model.learns([*offsets, *head])
     floor = 0.0
     if cfg.tags == "bound":

@@ -13,5 +13,5 @@ SMALL = (Block((16,), True), Block((32,), True), Block((64,), True), Block((96,)
 
 
 def small(stride: int, weights_state: Mapping[str, Tensor] | None) -> Backbone:
-    """0.19 M parameters, taps and grid as VGG-16, at stride 8, 16 or 32."""
+    """0.19 M parameters, taps and grid as VGG-16, at stride 4, 8, 16 or 32."""
     return pooled_net("small", SMALL, stride, weights_state)

@@ -22,7 +22,7 @@ VGG16 = (Block((64, 64)), Block((128, 128)), Block((256,) * 3), Block((512,) * 3
 
 
 def vgg16(stride: int, weights_state: Mapping[str, Tensor] | None) -> Backbone:
-    """VGG-16 without its fully connected layers, at stride 8, 16 or 32 (native, with the last pool)."""
+    """VGG-16 without its fully connected layers, at stride 4, 8, 16 or 32 (native, with the last pool)."""
     return pooled_net("vgg16", VGG16, stride, weights_state)
 
 
@@ -33,7 +33,7 @@ def pooled_net(name: str, blocks: tuple[Block, ...], stride: int,
     A later pool is 3x3 stride 1 (centred, so the grid stays) and the convolutions after it are dilated, so that
     ImageNet weights keep their meaning. The last pool is part of `last` only at the native stride.
     """
-    require_stride(name, stride, (8, 16, 32))
+    require_stride(name, stride, (4, 8, 16, 32))
     stages: dict[str, nn.Module] = {}
     taps: list[Tap] = []
     before, at, dilation = 3, 1, 1
