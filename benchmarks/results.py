@@ -142,6 +142,42 @@ def settings(found: list[dict[str, Any]]) -> str:
     return "\n\n".join(tables)
 
 
+def arms(found: list[dict[str, Any]]) -> str:
+    """Two tables for each scene: what segmenters of each arm reach on val by round, and the labels on the way."""
+    tables = []
+    for scene in dict.fromkeys(row["scene"] for row in found):
+        mine = [row for row in found if row["scene"] == scene]
+        rounds = sorted({row["round"] for row in mine})
+        commits = ", ".join(dict.fromkeys(row["commit"] for row in mine))
+        seeds = ", ".join(map(str, sorted({row["seed"] for row in mine})))
+        lines = [f"`scenes:{scene}`, seeds {seeds}, commit {commits}. mIoU of the segmenters on val, without tags:", "",
+                 "| arm | " + " | ".join(f"round {t}" for t in rounds) + " |", "|---|" + "---|" * len(rounds)]
+        for arm in dict.fromkeys(row["arm"] for row in mine):
+            by_round = ([r for r in mine if (r["arm"], r["round"], r["images"]) == (arm, t, "val")] for t in rounds)
+            some = [[r["miou"] for r in those] for those in by_round]
+            lines.append(f"| {arm} | " + " | ".join(_mean(v, True) if v else "-" for v in some) + " |")
+        heads = (("miou", "mIoU"), ("precision", "precision"), ("recall", "recall"), ("unlabelled", "without label"))
+        columns = " | ".join(head for _, head in heads)
+        lines += ["", "Labels of the training images, in the order they are made:", "",
+                  f"| arm | round | labels | {columns} |", "|---|---|---|" + "---|" * len(heads)]
+        for arm, t, what in dict.fromkeys((r["arm"], r["round"], r["what"]) for r in mine if r["images"] == "train"):
+            some = [r for r in mine if (r["arm"], r["round"], r["what"]) == (arm, t, what) and r["images"] == "train"]
+            cells = [_mean([r[key] for r in some], key == "miou") for key, _ in heads]
+            lines.append(f"| {arm} | {t} | {what} | " + " | ".join(cells) + " |")
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
+
+
+def posteriors(found: list[dict[str, Any]]) -> str:
+    """Mean IoU of what Bayes' rule is given and of what it gives, a row for each kind of picture; the last counts."""
+    last = {row["kind"]: row for row in found}
+    heads = list(dict.fromkeys(name for row in last.values() for name in row["iou"]))
+    lines = ["| pictures | " + " | ".join(heads) + " | commit |", "|---|" + "---|" * (len(heads) + 1)]
+    for kind, row in last.items():
+        lines.append(f"| {kind} | " + " | ".join(f"{row['iou'][n]:.3f}" for n in heads) + f" | {row['commit']} |")
+    return "\n".join(lines)
+
+
 def _mean(values: list[float], spread: bool) -> str:
     mean = sum(values) / len(values)
     sd = (sum((v - mean) ** 2 for v in values) / max(len(values) - 1, 1)) ** 0.5
@@ -200,6 +236,8 @@ def main(words: list[str]) -> None:
     fill(RESULTS.parents[1] / "README.md", markdown(kept))
     fill(RESULTS.parent / "refiners.md", refiners(rows("refiner")), "refiners")
     fill(RESULTS.parent / "papers" / "esol.md", settings(rows("setting")), "esol")
+    fill(RESULTS.parent / "papers" / "mcof.md", arms(rows("arm")), "arms")
+    fill(RESULTS.parent / "papers" / "mcof.md", posteriors(rows("kind")), "bayes")
     print(markdown(found))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from tagseg.artifacts import MapSet, write_maps
 from tagseg.data.generated import scenes
-from tagseg.data.index import TaggedSet
+from tagseg.data.index import MaskedSet, TaggedSet
 from tagseg.store import Run, Work, stage
 from tagseg.types import ClassMaps
 
@@ -21,8 +21,12 @@ class Coarse:
     cell: int = 4
 
 
+def masked_set(count: int = 5, side: int = 40) -> MaskedSet:
+    return scenes(f"scenes:basic?train={count}&val=0&size={side}", ["train"])
+
+
 def tagged_set(count: int = 5, side: int = 40) -> TaggedSet:
-    return scenes(f"scenes:basic?train={count}&val=0&size={side}", ["train"]).without_masks()
+    return masked_set(count, side).without_masks()
 
 
 def coarse(sample: str, classes: np.ndarray, size: tuple[int, int], cell: int) -> ClassMaps:

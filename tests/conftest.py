@@ -18,6 +18,10 @@ CHECKED = [
     "tagseg.ops.crf",
     "tagseg.ops.boundary",
     "tagseg.ops.flattening",
+    "tagseg.ops.colour",
+    "tagseg.ops.background_saliency",
+    "tagseg.ops.bayes",
+    "tagseg.ops.regions",
     "tagseg.nets",
 ]
 install_import_hook(CHECKED, "beartype.beartype")

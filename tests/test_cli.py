@@ -24,7 +24,7 @@ from tagseg.runs.run import MARKER
 from tagseg.runs.setup import own_folder
 from tiny import Tiny
 
-COMMANDS = ("demo", "doctor", "plan", "run", "predict", "refine", "evaluate", "report", "cache")
+COMMANDS = ("demo", "doctor", "plan", "run", "predict", "refine", "saliency", "evaluate", "report", "cache")
 HERE = Path(tiny.__file__).parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1",
                "PYTHONPATH": os.pathsep.join([str(HERE.parent / "src"), *filter(None, sys.path)])}

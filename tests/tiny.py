@@ -20,7 +20,6 @@ SETS = (
     "cam.views.size=48",
     "point.few=2",
     "point.pairs=20",
-    "crf.iterations=2",
     "segmenter.stride=16",
     "segmenter.width=16",
     "segmenter.augment.size=48",
@@ -44,8 +43,9 @@ WALK = (
     "walk.degree=20",
 )
 OWN = {
-    "cam": (),
+    "cam": ("crf.iterations=2",),
     "esol": (
+        "crf.iterations=2",
         *WALK,
         "classifier.sampler=16",
         "classifier.stride=8",
@@ -58,6 +58,18 @@ OWN = {
         "second.schedule.batch=8",
         "shrink.augment.size=48",
         "shrink.schedule.batch=8",
+    ),
+    "mcof": (
+        "superpixels.kind=grid",
+        "superpixels.regions=64",
+        "regions.stride=16",
+        "regions.width=32",
+        "regions.augment.size=48",
+        "regions.schedule.min_images=0",
+        "regions.schedule.max_images=96",
+        "ask.size=48",
+        "posterior.least=10",
+        "again.views.size=48",
     ),
 }
 
@@ -73,7 +85,7 @@ def request(
 
 def words(out: Path, *more: str, data: str = DATA) -> list[str]:
     """The same run as words of the command line, after the command's name."""
-    sets = [word for item in SETS for word in ("--set", item)]
+    sets = [word for item in (*SETS, *OWN["cam"]) for word in ("--set", item)]
     return ["cam", data, "--out", str(out), "--budget", "quick", "--backbone", "small", "--device", "cpu",
             "--precision", "fp32", "--workers", "1", *sets, *more]
 

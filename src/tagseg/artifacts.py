@@ -1,4 +1,4 @@
-"""The kinds on disk: weights, maps, labels, superpixels, scores; one reader and one writer for each, no pickle."""
+"""The kinds on disk: weights, maps, labels, superpixels, regions, scores; one reader and writer each, no pickle."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 
 from tagseg.disk import atomic_file, write_atomic
 from tagseg.store import Artifact, Work
-from tagseg.types import U8, ClassMaps, DataError, IntegrityError, Labels
+from tagseg.types import F32, I32, U8, ClassMaps, DataError, IntegrityError, Labels
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-I32 = NDArray[np.int32]
 U16 = NDArray[np.uint16]
 SHARD = 128
 INDEX = "index.json"
@@ -143,6 +142,14 @@ class SuperpixelSet(_ShardedSet):
         return read_png(self._member(sample, ".superpixels.png")).astype(np.int32)
 
 
+class RegionSet(_ShardedSet):
+    """Probabilities of the regions of a set of images: float32 (J,C+1), background first."""
+
+    def get(self, sample: str) -> F32:
+        """float32 (J,C+1)."""
+        return np.load(io.BytesIO(self._member(sample, ".regions.npy")), allow_pickle=False)
+
+
 def write_maps(
     work: Work, ids: Iterable[str], produce: Callable[[list[str]], Iterable[ClassMaps]], meta: dict[str, Any]
 ) -> None:
@@ -162,6 +169,13 @@ def write_superpixels(
 ) -> None:
     """Write the superpixels of `ids` shard by shard; `produce` gives (id, int32 (H,W)) for the ids of one shard."""
     _write_shards(work, list(ids), lambda members: ((i, _superpixel_members(i, s)) for i, s in produce(members)), meta)
+
+
+def write_regions(
+    work: Work, ids: Iterable[str], produce: Callable[[list[str]], Iterable[tuple[str, F32]]], meta: dict[str, Any]
+) -> None:
+    """Write the regions' probabilities of `ids`; `produce` gives (id, float32 (J,C+1)) for the ids of one shard."""
+    _write_shards(work, list(ids), lambda members: ((i, _region_members(i, s)) for i, s in produce(members)), meta)
 
 
 def _map_members(maps: ClassMaps) -> dict[str, bytes]:
@@ -187,6 +201,12 @@ def _superpixel_members(sample: str, regions: I32) -> dict[str, bytes]:
         raise DataError(f"superpixels of {sample!r}: found {count}, at most {2**16} can be stored; ask for larger ones")
     note = {"id": sample, "size": list(regions.shape), "count": count}
     return {".json": json.dumps(note).encode(), ".superpixels.png": png(regions.astype(np.uint16), palette=False)}
+
+
+def _region_members(sample: str, shares: F32) -> dict[str, bytes]:
+    buffer = io.BytesIO()
+    np.save(buffer, shares.astype(np.float32, copy=False), allow_pickle=False)
+    return {".json": json.dumps({"id": sample, "count": len(shares)}).encode(), ".regions.npy": buffer.getvalue()}
 
 
 def _write_shards(

@@ -76,6 +76,8 @@ def parser() -> argparse.ArgumentParser:
     new = "tagseg predict runs/first new --out masks"
     options.predict(_command(commands, "predict", predict, "masks of new images", new))
     options.refine(_command(commands, "refine", refine, "sharper masks from maps made elsewhere", _REFINE_EXAMPLE))
+    seen = "tagseg saliency photos --out salient --save map,overlay"
+    options.saliency(_command(commands, "saliency", saliency, "what stands out in images, without any learning", seen))
     scored = "tagseg evaluate masks truth"
     options.evaluate(_command(commands, "evaluate", evaluate, "score masks against truth", scored))
     options.report(_command(commands, "report", report, "table and page of a run", "tagseg report runs/first"))
@@ -127,6 +129,8 @@ def _request(args: argparse.Namespace) -> Any:
         workers=args.workers,
         reading=reading,
         command=f"tagseg {shlex.join(_portable(args.words))}",
+        saliency=args.saliency,
+        saliency_from=args.saliency_from,
     )
 
 
@@ -261,6 +265,27 @@ def _refine_request(args: argparse.Namespace) -> Any:
         workers=args.workers,
         cache=args.cache,
     )
+
+
+def saliency(args: argparse.Namespace) -> None:
+    from tagseg import config
+    from tagseg.data.folder import Reading
+    from tagseg.report.progress import Lines
+    from tagseg.runs.saliency import Config, SaliencyRequest, saliency
+
+    kind = (f"saliency.kind={args.kind}",) if args.kind else ()
+    request = SaliencyRequest(
+        images=args.images,
+        out=args.out,
+        cfg=config.load(Config(), None, (*args.sets, *kind)),
+        save=args.save,
+        reading=Reading(limit=args.limit, max_bad=args.max_bad, workers=args.workers, follow_links=args.follow_links),
+        workers=args.workers,
+        cache=args.cache,
+    )
+    result = saliency(request, Lines(), _on_signal())
+    left = f" ({result['bad_files']} unreadable, see bad_files.csv)" if result["bad_files"] else ""
+    show(args, result, lambda: f"{result['images']} images -> {result['out']}{left}")
 
 
 def evaluate(args: argparse.Namespace) -> None:

@@ -22,7 +22,7 @@ def names(text: str) -> tuple[str, ...]:
 
 def asked(command: argparse.ArgumentParser) -> None:
     """What `run` and `plan` take."""
-    command.add_argument("method", metavar="METHOD", help="cam or esol")
+    command.add_argument("method", metavar="METHOD", help="cam, esol or mcof")
     command.add_argument(
         "data", metavar="DATA", help="a folder of images with tags.csv, one folder a class, or scenes:NAME"
     )
@@ -62,6 +62,8 @@ def asked(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--k-masks", type=int, default=0, metavar="K", help="also score the threshold that is best on K masks"
     )
+    command.add_argument("--saliency", type=Path, metavar="DIR", help="saliency maps made elsewhere: ID.png, ID.npy")
+    command.add_argument("--saliency-from", metavar="TEXT", help="what made them and what that was trained with")
     machine(command)
     command.add_argument("--precision", default="auto", metavar="NAME", help="auto, fp32 or bf16")
     command.add_argument(
@@ -154,6 +156,28 @@ def refine(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--cache", type=Path, metavar="DIR", help="where finished stages are kept (default: in --out)")
     machine(command)
+
+
+def saliency(command: argparse.ArgumentParser) -> None:
+    """What `saliency` takes."""
+    command.add_argument("images", type=Path, metavar="IMAGES", help="a folder of images; tags are not read")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="where maps are written")
+    command.add_argument(
+        "--kind",
+        choices=("rbd", "mbd", "ft"),
+        help="against the background (rbd, the default), enclosed (mbd), far from the mean colour (ft)",
+    )
+    command.add_argument("--save", type=names, default=("map",), metavar="KIND,...", help="map, overlay, array")
+    command.add_argument(
+        "--set", action="append", default=[], dest="sets", metavar="NAME=VALUE", help="such as superpixels.kind=slic"
+    )
+    command.add_argument("--limit", type=int, metavar="N", help="at most N images")
+    command.add_argument(
+        "--max-bad", type=float, default=0.01, metavar="SHARE", help="share of unreadable files that is accepted"
+    )
+    command.add_argument("--follow-links", action="store_true", help="links that leave IMAGES count as images")
+    command.add_argument("--workers", type=int, default=2, metavar="N", help="threads for work on single images")
+    command.add_argument("--cache", type=Path, metavar="DIR", help="where finished stages are kept (default: in --out)")
 
 
 def evaluate(command: argparse.ArgumentParser) -> None:

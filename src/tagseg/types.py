@@ -20,6 +20,7 @@ MAX_CLASSES = 254
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
+I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 

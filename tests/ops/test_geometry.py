@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tagseg.ops.geometry import align, enlarge, resample, resize_labels
+from tagseg.ops.geometry import align, areas, corners, enlarge, resample, resize_labels, shrunk
 
 
 @dataclass(frozen=True)
@@ -116,3 +116,27 @@ def test_labels_agree_with_torch_for_arrays_and_tensors(out: tuple[int, int]) ->
     expected = F.interpolate(labels[:, None].double(), out, mode="nearest-exact")[:, 0].to(torch.uint8)
     assert torch.equal(resize_labels(labels, out), expected)
     assert np.array_equal(resize_labels(labels.numpy(), out), expected.numpy())
+
+
+def test_means_of_areas_by_hand_and_only_where_the_grid_is_coarser() -> None:
+    row = np.array([[[1.0, 2.0, 3.0]]], np.float32)
+    np.testing.assert_allclose(shrunk(row, (1, 2)), [[[4 / 3, 8 / 3]]], rtol=1e-6)  # 1.5 pixels each
+    np.testing.assert_allclose(shrunk(row.transpose(0, 2, 1), (2, 1)), [[[4 / 3], [8 / 3]]], rtol=1e-6)
+    assert np.array_equal(shrunk(row, (1, 3)), row)
+    assert np.array_equal(shrunk(row, (5, 4)), row)
+    assert shrunk(np.zeros((0, 9, 9), np.float32), (3, 4)).shape == (0, 3, 4)
+
+
+def test_areas_of_more_cells_than_pixels() -> None:
+    np.testing.assert_allclose(areas(1, 3), np.ones((3, 1)))
+    np.testing.assert_allclose(areas(2, 3), [[1, 0], [0.5, 0.5], [0, 1]])
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 4, 16]), st.floats(0, 15), st.integers(1, 5))
+def test_corners_read_what_resample_reads(out: int, into: int, stride: int, offset: float, cells: int) -> None:
+    values = np.random.default_rng(0).random(cells).astype(np.float32)
+    low, share = corners(out, into, stride, offset, cells)
+    own = values[low] * (1 - share) + values[np.minimum(low + 1, cells - 1)] * share
+    row = torch.from_numpy(values).view(1, 1, 1, -1)
+    read = resample(row, stride=stride, offset=offset, in_size=(1, into), out_size=(1, out))[0, 0, 0]
+    np.testing.assert_allclose(own, read, atol=1e-6)

@@ -16,9 +16,9 @@ from tagseg.data.index import TaggedSet
 from tagseg.inference import Network, Seen, Views, count
 from tagseg.nets.affinity_net import EdgeNet, affinity_net
 from tagseg.nets.backbones import Backbone, Preprocess, Tap, build
-from tagseg.ops.geometry import align, enlarge, resample
+from tagseg.ops.geometry import align, enlarge, resample, shrunk
 from tagseg.refine import affinity
-from tagseg.refine.affinity import Walk, on_card, predicted, shared_peak, shown, shrunk, spread
+from tagseg.refine.affinity import Walk, on_card, predicted, shared_peak, shown, spread
 from tagseg.store import Run, Work, stage
 from tagseg.types import ClassMaps, DataError
 from tiny import Tiny
@@ -113,15 +113,6 @@ def test_a_line_of_one_pixel_is_not_lost_between_the_cells_of_a_coarser_grid() -
                        replace(EXACT, steps=1, beta=1e5))  # every cell keeps what it has
         assert whole.scores.shape == (1, 16, 16)
         assert whole.scores.max(2).min() == pytest.approx(1.0, abs=1e-5)
-
-
-def test_means_of_areas_by_hand_and_only_where_the_grid_is_coarser() -> None:
-    row = np.array([[[1.0, 2.0, 3.0]]], np.float32)
-    np.testing.assert_allclose(shrunk(row, (1, 2)), [[[4 / 3, 8 / 3]]], rtol=1e-6)  # 1.5 pixels each
-    np.testing.assert_allclose(shrunk(row.transpose(0, 2, 1), (2, 1)), [[[4 / 3], [8 / 3]]], rtol=1e-6)
-    assert np.array_equal(shrunk(row, (1, 3)), row)
-    assert np.array_equal(shrunk(row, (5, 4)), row)
-    assert shrunk(np.zeros((0, 9, 9), np.float32), (3, 4)).shape == (0, 3, 4)
 
 
 def test_where_nothing_moves_it_is_the_product_with_what_is_no_boundary() -> None:

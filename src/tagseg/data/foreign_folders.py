@@ -154,7 +154,7 @@ def _fact(files: tuple[tuple[str, Path], ...], size: Size, listed: tuple[str, ..
     channels, values = stored.values, stored.classes
     if how.labels and channels.shape[1:] != size:
         raise BadMap(path, "size", f"labels of {by(channels.shape[1:])} for an image of {by(size)}; expected its size")
-    _check_fit(path, (channels.shape[1], channels.shape[2]), size)
+    check_fit(path, (channels.shape[1], channels.shape[2]), size)
     if files[0][0] and listed is not None:
         values = tuple(BACKGROUND if name == "background" else listed.index(name) + 1 for name, _ in files)
     peaks, shares = channels.max((1, 2)), to_probabilities(channels).max((1, 2))
@@ -163,7 +163,7 @@ def _fact(files: tuple[tuple[str, Path], ...], size: Size, listed: tuple[str, ..
     return Fact(values, tuple(peaks.tolist()), tuple(shares.tolist()), sums, digest)
 
 
-def _check_fit(path: Path, grid: Size, size: Size) -> None:
+def check_fit(path: Path, grid: Size, size: Size) -> None:
     """Maps are the image's size or a smaller copy, each side rounded by less than one cell."""
     (h, w), (height, width) = grid, size
     if h <= height and w <= width and abs(h * width - w * height) < height + width:

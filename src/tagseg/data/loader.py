@@ -18,9 +18,10 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 
 from tagseg.data.index import ImageSource, TaggedSet
-from tagseg.types import IGNORE, U8
+from tagseg.types import I32, IGNORE, U8
 
 FILL = (124, 116, 104)  # the mean colour that the pretrained weights were trained with
+NOWHERE = -1  # the region of a pixel outside of the image
 _ASPECTS = 1.4  # from one group of aspect ratios to the next
 
 
@@ -122,13 +123,17 @@ def jitter(image: Image.Image, strength: float, rng: np.random.Generator) -> Ima
 
 
 def draw(
-    image: U8, labels: U8 | None, crop: tuple[int, int], augment: Augment, rng: np.random.Generator
-) -> tuple[U8, U8 | None]:
-    """One augmented crop of an image (3,H,W) and, cut alike, of its labels (H,W): (3,h,w) and (h,w)."""
+    image: U8, labels: U8 | I32 | None, crop: tuple[int, int], augment: Augment, rng: np.random.Generator
+) -> tuple[U8, U8 | I32 | None]:
+    """One augmented crop of an image (3,H,W) and, cut alike, of its labels (H,W): (3,h,w) and (h,w).
+
+    Labels uint8 are 255 outside of the image, ids of regions (int32) are -1.
+    """
     view = window((image.shape[1], image.shape[2]), crop, augment, rng)
     photo = cut(Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))), view, crop, fill=FILL, nearest=False)
     photo = jitter(photo, augment.colour, rng) if augment.colour else photo
-    mask = None if labels is None else np.asarray(cut(Image.fromarray(labels), view, crop, fill=IGNORE, nearest=True))
+    fill = IGNORE if labels is None or labels.dtype == np.uint8 else NOWHERE
+    mask = None if labels is None else np.asarray(cut(Image.fromarray(labels), view, crop, fill=fill, nearest=True))
     return np.ascontiguousarray(np.asarray(photo).transpose(2, 0, 1)), mask
 
 
@@ -185,11 +190,12 @@ class Draws:
     augment: Augment
     batch: int
     seed: int
-    labels: Callable[[str], U8] | None = None
+    labels: Callable[[str], U8 | I32] | None = None
     positives: float = 0.0
 
     def __call__(self, step: int) -> dict[str, Tensor]:
-        """Batch of a step: `images` uint8 (B,3,h,w), `tags` bool (B,C) and, with labels, `labels` uint8 (B,h,w)."""
+        """Batch of a step: `images` uint8 (B,3,h,w), `tags` bool (B,C) and, with labels, `labels` uint8 (B,h,w),
+        or int32 where they are ids of regions."""
         group, chosen = self._members(step)
         drawn = [self._draw(index, number, self.shapes.crops[group]) for index, number in chosen]
         batch = {
@@ -213,7 +219,7 @@ class Draws:
         line = lined_up(self.tags, self.positives)
         return [line[self.shapes.group[line] == group] for group in range(len(self.shapes.crops))]
 
-    def _draw(self, index: int, number: int, crop: tuple[int, int]) -> tuple[U8, U8 | None]:
+    def _draw(self, index: int, number: int, crop: tuple[int, int]) -> tuple[U8, U8 | I32 | None]:
         sample = self.ids[index]
         labels = None if self.labels is None else self.labels(sample)
         return draw(self.source.read(sample), labels, crop, self.augment, np.random.default_rng([self.seed, 2, number]))
@@ -224,7 +230,7 @@ def drawn_from(
     augment: Augment,
     batch: int,
     seed: int,
-    labels: Callable[[str], U8] | None = None,
+    labels: Callable[[str], U8 | I32] | None = None,
     positives: float = 0.0,
 ) -> Draws:
     """What a stage trains on: batches of the images of a set, each batch of one aspect ratio."""

@@ -13,7 +13,7 @@ from tagseg.evaluate.masks import MaskTally
 from tagseg.evaluate.thresholds import MapTally, flat_within
 from tagseg.ops.geometry import enlarge
 from tagseg.store import Work, stage
-from tagseg.types import F32, I64, U8
+from tagseg.types import F32, I64, IGNORE, U8
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,22 @@ def labels(work: Work, predicted: LabelSet, truth: MaskedSet, cfg: MeasureLabels
         tally.add(*item)
         work.tick(done + 1, len(ids))
     write_scores(work, tally.scores())
+
+
+@dataclass(frozen=True)
+class Change:
+    """Nothing to set."""
+
+
+@stage(Scores, version=1)
+def change(work: Work, before: LabelSet, after: LabelSet, cfg: Change) -> None:
+    """The shares of pixels whose label is another one than before, and of those without a label; no truth is needed."""
+    differ = unlabelled = pixels = 0
+    for sample in after.ids:
+        old, new = before.get(sample).pixels, after.get(sample).pixels
+        differ, unlabelled = differ + int((old != new).sum()), unlabelled + int((new == IGNORE).sum())
+        pixels += new.size
+    write_scores(work, {"changed": differ / max(pixels, 1), "unlabelled": unlabelled / max(pixels, 1)})
 
 
 @stage(Scores, version=1)

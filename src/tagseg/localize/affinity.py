@@ -20,8 +20,8 @@ from tagseg.nets.backbones import build
 from tagseg.ops.affinity import offsets, path
 from tagseg.ops.geometry import align, resample, resize_labels
 from tagseg.store import Work, stage
-from tagseg.training.loop import Batch, Task, fit
-from tagseg.training.schedule import Auto, Schedule, optimiser, steps
+from tagseg.training.loop import Batch, learn
+from tagseg.training.schedule import Auto, Schedule, optimiser
 from tagseg.types import BACKGROUND, IGNORE, U8
 
 RADIUS: dict[str, int] = {"irn": 10, "psa": 5}  # cells, as in the authors' code
@@ -88,19 +88,9 @@ def train(work: Work, tagged: TaggedSet, labels: LabelSet, pretrained: Pretraine
     radius = cfg.radius or RADIUS[cfg.form]
     body = [] if model.stages.frozen else list(model.stages.backbone.parameters())
     head = [p for name, p in model.named_parameters() if not name.startswith("stages.")]
+    rates = optimiser(cfg.schedule, body, head)
     with prefetched(Paired(draws, model.tap.stride, radius)) as batches:
-        task = Task(
-            model,
-            optimiser(cfg.schedule, body, head),
-            batches,
-            PairLoss(radius),
-            steps(cfg.schedule, len(tagged)),
-            seed,
-            cfg.device,
-            cfg.precision,
-            draws.names,
-        )
-        fit(work, task, cfg.schedule)
+        learn(work, cfg, model, rates, batches, PairLoss(radius), len(tagged), draws.names)
     write_weights(
         work,
         model.state_dict(),

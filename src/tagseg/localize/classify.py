@@ -21,8 +21,8 @@ from tagseg.nets.sampler import Sampler
 from tagseg.nets.tag_head import TagHead
 from tagseg.ops import flattening, pooling
 from tagseg.store import Work, stage
-from tagseg.training.loop import Batch, Task, fit
-from tagseg.training.schedule import Auto, Schedule, optimiser, steps
+from tagseg.training.loop import Batch, learn
+from tagseg.training.schedule import Auto, Schedule, optimiser
 from tagseg.types import DataError
 
 
@@ -163,19 +163,9 @@ def train(work: Work, tagged: TaggedSet, pretrained: Pretrained, cfg: Classify) 
     model = TagNet(backbone, len(tagged.classes), [Layer(width_of(cfg, backbone))] if cfg.sampler else [])
     draws = drawn_from(images, cfg.augment, cfg.schedule.batch, seed)
     body, head = list(model.backbone.parameters()), [*model.samplers.parameters(), *model.head.parameters()]
+    rates = optimiser(cfg.schedule, body, head)
     with prefetched(draws) as batches:
-        task = Task(
-            model,
-            optimiser(cfg.schedule, body, head),
-            batches,
-            TagLoss(pool(cfg)),
-            steps(cfg.schedule, len(images)),
-            seed,
-            cfg.device,
-            cfg.precision,
-            draws.names,
-        )
-        fit(work, task, cfg.schedule)
+        learn(work, cfg, model, rates, batches, TagLoss(pool(cfg)), len(images), draws.names)
     described(work, model, cfg, tagged.classes, draws.shapes.crops)
 
 

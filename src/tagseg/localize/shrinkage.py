@@ -29,8 +29,8 @@ from tagseg.nets.tag_head import TagHead
 from tagseg.ops.flattening import area, by_peak
 from tagseg.ops.scores import EPS
 from tagseg.store import Work, stage
-from tagseg.training.loop import Batch, Objective, Task, fit
-from tagseg.training.schedule import Auto, Schedule, optimiser, steps
+from tagseg.training.loop import Batch, Objective, learn
+from tagseg.training.schedule import Auto, Schedule, optimiser
 from tagseg.types import UsageError
 
 Kind = Literal["detached_max", "max", "fixed_max", "start_max", "local_max", "sigmoid"]
@@ -140,19 +140,9 @@ def _train(
 ) -> None:  # fmt: skip
     images = tagged.training()
     draws = drawn_from(images, cfg.augment, cfg.schedule.batch, int(cfg.seed))
+    rates = optimiser(cfg.schedule, body, head)
     with prefetched(draws) as batches:
-        task = Task(
-            model,
-            optimiser(cfg.schedule, body, head),
-            batches,
-            objective,
-            steps(cfg.schedule, len(images)),
-            int(cfg.seed),
-            cfg.device,
-            cfg.precision,
-            draws.names,
-        )
-        fit(work, task, cfg.schedule)
+        learn(work, cfg, model, rates, batches, objective, len(images), draws.names)
 
 
 @torch.no_grad()

@@ -8,11 +8,11 @@ from types import ModuleType
 
 from tagseg.types import UsageError
 
-METHODS = ("cam", "esol")
+METHODS = ("cam", "esol", "mcof")
 
 
 def get(name: str) -> ModuleType:
-    """The page of a method: a module with `Config`, `fit`, `maps`, `spread`, `labels` and `predict`.
+    """The page of a method: a module with `Config`, `fit`, `maps`, `pseudo` and `predict`.
 
     See methods/protocol.py.
     """

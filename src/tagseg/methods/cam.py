@@ -58,14 +58,14 @@ def maps(run: Run, tagged: TaggedSet, fitted: Fitted, cfg: Config) -> MapSet:
     return cam.maps(run, tagged, fitted.classifier, cfg.cam)
 
 
-def spread(run: Run, tagged: TaggedSet, found: MapSet, fitted: Fitted, cfg: Config) -> MapSet:
-    """The maps that labels are cut from."""
-    return refining.spread(run, tagged, found, fitted.refined.affinity, cfg)
-
-
 def labels(run: Run, tagged: TaggedSet, found: MapSet, point: Scores, cfg: Config) -> LabelSet:
     """Labels at an operating point, drawn to the image's edges."""
     return refining.labels(run, tagged, found, point, cfg)
+
+
+def pseudo(run: Run, inputs: Inputs, fitted: Fitted, cfg: Config) -> LabelSet:
+    """Labels of other tagged images, made as those that the segmenter learned from."""
+    return refining.pseudo(run, inputs.tagged, maps(run, inputs.tagged, fitted, cfg), fitted, cfg)
 
 
 def predict(run: Run, model: Weights, images: TaggedSet, cfg: Config) -> LabelSet:

@@ -20,7 +20,7 @@ from tagseg.localize import (
     shrinkage,
 )
 from tagseg.methods import refining
-from tagseg.methods.protocol import Fitted, Inputs
+from tagseg.methods.protocol import Fitted, Inputs, Step
 from tagseg.refine import affinity as walk
 from tagseg.refine import crf, seeds
 from tagseg.segment import predict as segmented
@@ -102,23 +102,23 @@ def maps(run: Run, tagged: TaggedSet, fitted: Fitted, cfg: Config) -> MapSet:
     return _maps(run, tagged, fitted.before[-1], fitted.classifier, cfg)
 
 
-def spread(run: Run, tagged: TaggedSet, found: MapSet, fitted: Fitted, cfg: Config) -> MapSet:
-    """The maps that labels are cut from."""
-    return refining.spread(run, tagged, found, fitted.refined.affinity, cfg)
-
-
 def labels(run: Run, tagged: TaggedSet, found: MapSet, point: Scores, cfg: Config) -> LabelSet:
     """Labels at an operating point."""
     return refining.labels(run, tagged, found, point, cfg)
 
 
-def steps(run: Run, tagged: TaggedSet, fitted: Fitted, cfg: Config) -> dict[str, MapSet | Scores]:
+def pseudo(run: Run, inputs: Inputs, fitted: Fitted, cfg: Config) -> LabelSet:
+    """Labels of other tagged images, made as those that the segmenter learned from."""
+    return refining.pseudo(run, inputs.tagged, maps(run, inputs.tagged, fitted, cfg), fitted, cfg)
+
+
+def steps(run: Run, inputs: Inputs, fitted: Fitted, cfg: Config) -> dict[str, Step]:
     """For the report: maps before and after the widening, and where the two layers look."""
-    found: dict[str, MapSet | Scores] = {}
+    found: dict[str, Step] = {}
     for name, weights in zip(("before", "expanded")[-len(fitted.before) :], fitted.before, strict=True):
-        found[name] = cam.maps(run, tagged, weights, cfg.cam)
-    found["expanding offsets"] = sampling_layers.reach(run, tagged, fitted.before[-1], cfg.cam)
-    found["shrinking offsets"] = sampling_layers.reach(run, tagged, fitted.classifier, cfg.cam)
+        found[name] = cam.maps(run, inputs.tagged, weights, cfg.cam)
+    found["expanding offsets"] = sampling_layers.reach(run, inputs.tagged, fitted.before[-1], cfg.cam)
+    found["shrinking offsets"] = sampling_layers.reach(run, inputs.tagged, fitted.classifier, cfg.cam)
     return found
 
 

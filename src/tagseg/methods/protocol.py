@@ -2,10 +2,12 @@
 
 `Config`: frozen dataclass of its stages' configs, the paper's values as defaults, with `predict` and `post`.
 `fit(run, inputs, cfg) -> Fitted`: composes stages. `maps(run, tagged, fitted, cfg) -> MapSet`: its localisation of
-other tagged images. `spread(run, tagged, maps, fitted, cfg) -> MapSet`: these maps refined by what was learned, if it
-was. `labels(run, tagged, maps, point, cfg) -> LabelSet`: labels of refined maps at an operating point.
-`steps(run, tagged, fitted, cfg)`, where a method has it: named maps and offsets on the way, for the report.
-`predict(run, model, images, cfg) -> LabelSet`: masks without tags, as `cfg.predict` says (or `cfg.post` in its place).
+other tagged images. `pseudo(run, inputs, fitted, cfg) -> LabelSet`: labels of other tagged images, made as those that
+the segmenter learned from. `labels(run, tagged, maps, point, cfg) -> LabelSet`, where labels are cut out of maps
+(`Fitted.refined`): at any operating point. `steps(run, inputs, fitted, cfg)`, where a method has it: named maps, labels
+and offsets on the way, for the report; its `inputs` are other images. `predict(run, model, images, cfg) -> LabelSet`:
+masks without tags, as `cfg.predict` says (or `cfg.post` in its place). `TAKES_SALIENCY`: True where `Inputs.saliency`
+is read.
 """
 
 from __future__ import annotations
@@ -15,16 +17,22 @@ from typing import NamedTuple
 
 from tagseg.artifacts import LabelSet, MapSet, Scores, Weights
 from tagseg.data.index import MaskedSet, TaggedSet
+from tagseg.data.saliency_folder import SaliencyFolder
 from tagseg.data.weights import Pretrained
+
+Step = MapSet | LabelSet | Scores
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """`tagged`: the training images; `pretrained`: the backbone's weights; `aux`: masks of *other* classes."""
+    """`tagged`: the training images; `pretrained`: the backbone's weights; `aux`: masks of *other* classes; `saliency`:
+    maps of the training images that were made elsewhere.
+    """
 
     tagged: TaggedSet
     pretrained: Pretrained
     aux: MaskedSet | None = None
+    saliency: SaliencyFolder | None = None
 
 
 class Refined(NamedTuple):
@@ -35,18 +43,28 @@ class Refined(NamedTuple):
     affinity: Weights | None
 
 
+class Round(NamedTuple):
+    """One round: labels of the training images by name, in the order they were made, and the segmenter of the round."""
+
+    name: str
+    labels: dict[str, LabelSet]
+    segmenter: Weights
+
+
 @dataclass(frozen=True)
 class Fitted:
     """What a method learned: the final model, and the steps on the way that the report shows.
 
-    `classifier` is the network that `maps` come from, `before` those that it was made from and that `maps` need, too;
-    `point` is where the maps would be cut.
+    `classifier` is the network that `maps` come from, `before` other networks that `maps` or `pseudo` need; `point` is
+    where the maps would be cut. `refined` is None where labels do not hang on one cut. `rounds`: what each round of a
+    repeated method gave.
     """
 
     model: Weights
     classifier: Weights
     maps: MapSet
     point: Scores
-    refined: Refined
+    refined: Refined | None
     labels: LabelSet
     before: tuple[Weights, ...] = ()
+    rounds: tuple[Round, ...] = ()

@@ -8,7 +8,7 @@ from tagseg.artifacts import LabelSet, MapSet, Scores, Weights
 from tagseg.data.index import TaggedSet
 from tagseg.localize import affinity as pairs
 from tagseg.localize import operating_point
-from tagseg.methods.protocol import Inputs, Refined
+from tagseg.methods.protocol import Fitted, Inputs, Refined
 from tagseg.refine import affinity as walking
 from tagseg.refine import crf, seeds, threshold
 from tagseg.store import Run
@@ -49,6 +49,13 @@ def refined(run: Run, inputs: Inputs, judge: Weights, found: MapSet, point: Scor
 def spread(run: Run, tagged: TaggedSet, found: MapSet, net: Weights | None, cfg: Settings) -> MapSet:
     """The maps of other images, refined by what was learned."""
     return found if net is None else walking.maps(run, tagged, found, net, cfg.walk)
+
+
+def pseudo(run: Run, tagged: TaggedSet, found: MapSet, fitted: Fitted, cfg: Settings) -> LabelSet:
+    """Labels of other images from their maps, as those of the training images were made."""
+    assert fitted.refined is not None  # both callers cut labels out of maps
+    maps = spread(run, tagged, found, fitted.refined.affinity, cfg)
+    return labels(run, tagged, maps, fitted.refined.point, cfg)
 
 
 def labels(run: Run, tagged: TaggedSet, maps: MapSet, point: Scores, cfg: Settings) -> LabelSet:

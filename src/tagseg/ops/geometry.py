@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
 Size = tuple[int, int]
@@ -71,14 +71,27 @@ def _read(maps: Tensor, y: np.ndarray, x: np.ndarray) -> Tensor:
 
 def _weights(positions: np.ndarray, cells: int) -> np.ndarray:
     """Interpolation matrix (P, cells): each row holds the two shares of the cells around a position, edges held."""
-    held = positions.clip(0, cells - 1)
-    low = np.floor(held).astype(np.int64).clip(0, max(cells - 2, 0))
-    share = held - low
+    low, share = _around(positions, cells)
     matrix = np.zeros((len(positions), cells))
     rows = np.arange(len(positions))
     matrix[rows, low] = 1 - share
     matrix[rows, np.minimum(low + 1, cells - 1)] += share  # `+=`: a grid of one cell has both shares in one place
     return matrix
+
+
+def _around(positions: np.ndarray, cells: int) -> tuple[np.ndarray, np.ndarray]:
+    """The cell before each position, and the share of the one after it."""
+    held = positions.clip(0, cells - 1)
+    low = np.floor(held).astype(np.int64).clip(0, max(cells - 2, 0))
+    return low, held - low
+
+
+def corners(out_length: int, in_length: int, stride: int, offset: float, cells: int
+            ) -> tuple[Int64[np.ndarray, " p"], Float64[np.ndarray, " p"]]:
+    """What `resample` reads along one axis: for each of `out_length` pixels the cell before it and the share of the
+    next one (the last cell has no next one: its share is 0, or, on a grid of one cell, goes to itself).
+    """
+    return _around((_pixels(in_length, out_length) - offset) / stride, cells)
 
 
 def enlarge(scores: Float[np.ndarray, "k h w"], size: Size) -> Float[np.ndarray, "k H W"]:
@@ -87,3 +100,22 @@ def enlarge(scores: Float[np.ndarray, "k h w"], size: Size) -> Float[np.ndarray,
         return np.zeros((0, *size), np.float32) if not len(scores) else scores
     maps = torch.from_numpy(np.ascontiguousarray(scores))[None]
     return resample(maps, stride=1, offset=0.0, in_size=(scores.shape[1], scores.shape[2]), out_size=size)[0].numpy()
+
+
+def shrunk(scores: Float32[np.ndarray, "k h w"], size: Size) -> Float32[np.ndarray, "k H W"]:
+    """Maps on a grid no finer than `size`: means over its cells' areas, so that thin objects do not fall between
+    sampled points; an axis that is not longer than the grid's stays as it is.
+    """
+    maps = torch.from_numpy(np.ascontiguousarray(scores))
+    for axis, cells in ((1, size[0]), (2, size[1])):
+        if cells < maps.shape[axis]:
+            shares = torch.from_numpy(areas(maps.shape[axis], cells))
+            maps = shares @ maps if axis == 1 else maps @ shares.T
+    return maps.numpy()
+
+
+def areas(pixels: int, cells: int) -> Float32[np.ndarray, "cells pixels"]:
+    """Each pixel's share of each cell along one axis, cells of equal width; rows sum to 1."""
+    edges, left = np.arange(cells + 1) * (pixels / cells), np.arange(pixels)
+    inside = np.minimum(edges[1:, None], left + 1) - np.maximum(edges[:-1, None], left)
+    return (inside.clip(0) * (cells / pixels)).astype(np.float32)

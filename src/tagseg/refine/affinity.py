@@ -19,7 +19,7 @@ from tagseg.nets.backbones import build
 from tagseg.ops import affinity_torch
 from tagseg.ops.affinity import chebyshev, damp, offsets, transition, transition_from_boundary
 from tagseg.ops.affinity import walk as walked
-from tagseg.ops.geometry import align, enlarge, resample
+from tagseg.ops.geometry import align, enlarge, resample, shrunk
 from tagseg.store import Work, stage
 from tagseg.types import F32, ClassMaps, DataError
 
@@ -104,25 +104,6 @@ def predicted(
     yield from predict(
         work, network, tagged.source, ids, cfg.views, device=cfg.device, precision=cfg.precision, out_size=grid
     )
-
-
-def shrunk(scores: F32, size: Size) -> F32:
-    """Maps (K,h,w) on a grid no finer than `size`: means over its cells' areas, so that thin objects do not fall
-    between sampled points; an axis that is not longer than the grid's stays as it is.
-    """
-    maps = torch.from_numpy(np.ascontiguousarray(scores))
-    for axis, cells in ((1, size[0]), (2, size[1])):
-        if cells < maps.shape[axis]:
-            shares = torch.from_numpy(_areas(maps.shape[axis], cells))
-            maps = shares @ maps if axis == 1 else maps @ shares.T
-    return maps.numpy()
-
-
-def _areas(pixels: int, cells: int) -> F32:
-    """Each cell's share of each pixel along one axis (cells, pixels); rows sum to 1."""
-    edges, left = np.arange(cells + 1) * (pixels / cells), np.arange(pixels)
-    inside = np.minimum(edges[1:, None], left + 1) - np.maximum(edges[:-1, None], left)
-    return (inside.clip(0) * (cells / pixels)).astype(np.float32)
 
 
 def _on_grid(scores: F32, size: Size) -> F32:

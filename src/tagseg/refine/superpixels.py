@@ -8,12 +8,12 @@ from typing import Literal
 
 import numpy as np
 
-from tagseg.artifacts import I32, MapSet, SuperpixelSet, write_maps, write_superpixels
+from tagseg.artifacts import MapSet, SuperpixelSet, write_maps, write_superpixels
 from tagseg.data.index import Images, TaggedSet
 from tagseg.ops import superpixels
 from tagseg.ops.geometry import enlarge
 from tagseg.store import Run, Work, stage
-from tagseg.types import F32, U8, ClassMaps, DataError
+from tagseg.types import F32, I32, U8, ClassMaps, DataError
 
 REFERENCE = 300 * 300  # pixels; `Superpixels.min_size` is meant for a photo of this area
 

@@ -166,7 +166,8 @@ def _charts(document: Mapping[str, Any]) -> dict[str, Any]:
     per_class = {name: mapping(mapping(mapping(scores.get(name)).get("auto")).get("per_class"))
                  for name in ("seed", "pseudo", "val")}
     losses = {name: plots.loss_curve(name, listed(rows)) for name, rows in mapping(document.get("histories")).items()}
-    return {"curves": _inline(drawn), "losses": _inline(losses),
+    rounds = plots.round_curves([mapping(row) for row in listed(document.get("rounds"))])
+    return {"curves": _inline(drawn), "losses": _inline(losses), "rounds": _inline({0: rounds}).get(0, ""),
             "bars": list(_inline(dict(enumerate(plots.class_bars(per_class)))).values())}
 
 

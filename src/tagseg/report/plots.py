@@ -31,6 +31,8 @@ _STYLE: dict[Any, Any] = {
     "ytick.minor.size": 0, "xtick.minor.size": 0, "figure.facecolor": "none", "axes.facecolor": "none",
     "legend.frameon": False, "legend.fontsize": 10, "axes.unicode_minus": True,
 }  # fmt: skip
+_DASHES = ("-", "--", ":", "-.")
+_ROUND_COLOURS = (SERIES["seed"], SERIES["pseudo"], ACCENT, SERIES["val_post"], MUTED)
 _INCH = 72.0  # SVG units
 _SVG = "{http://www.w3.org/2000/svg}"
 _HREF = "{http://www.w3.org/1999/xlink}href"
@@ -105,6 +107,26 @@ def loss_curve(name: str, history: Sequence[Sequence[Any]]) -> str:
             _rate(axes, step, rate)
         axes.legend(loc="upper right")
         return _svg(figure, f"loss-{re.sub(r'[^a-z0-9]+', '-', name.lower())}", f"training loss of {name}")
+
+
+def round_curves(rows: Sequence[Mapping[str, Any]]) -> str:
+    """mIoU over the rounds, a line for each kind of labels and for the segmenter on val; "" where nothing has truth."""
+    known = [(str(r.get("what")), r.get("images"), finite(r.get("round")) or 0.0, v) for r in rows
+             if (v := finite(r.get("miou"))) is not None]  # fmt: skip
+    if not known:
+        return ""
+    kinds = list(dict.fromkeys((what, images) for what, images, _, _ in known))
+    with _drawing(560, 300) as (figure, axes):
+        for number, (what, images) in enumerate(kinds):
+            x, y = zip(*[(at, 100 * v) for w, i, at, v in known if (w, i) == (what, images)], strict=True)
+            on_val = images == "val"
+            axes.plot(x, y, marker="o", lw=2.6 if on_val else 1.6, ls=_DASHES[0 if on_val else number % len(_DASHES)],
+                      color=SERIES["val"] if on_val else _ROUND_COLOURS[number % len(_ROUND_COLOURS)],
+                      label=f"{what}, {images}")  # fmt: skip
+        axes.set(xlabel="round", ylabel="mIoU, %", xticks=sorted({at for _, _, at, _ in known}))
+        axes.set_ylim(0, None)
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        return _svg(figure, "rounds", "mean IoU by round")
 
 
 @contextlib.contextmanager

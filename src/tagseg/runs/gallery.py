@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from tagseg.artifacts import LabelSet, MapSet, Scores
+from tagseg.artifacts import LabelSet, MapSet
 from tagseg.data.index import MaskedSet, TaggedSet
 from tagseg.disk import write_atomic
-from tagseg.methods.protocol import Fitted
+from tagseg.methods.protocol import Fitted, Step
 from tagseg.ops.geometry import enlarge
 from tagseg.report import pictures
 from tagseg.runs.measure import Predicted
@@ -31,11 +32,11 @@ def gallery(
     opened = prepared.val or prepared.opened
     rows = chosen(predicted.val, opened.images, per_image)
     tagged = opened.images.select([i for i, _ in rows])
+    inputs = replace(prepared.inputs, tagged=tagged)
     maps = prepared.method.maps(run, tagged, fitted, prepared.cfg)
-    fine = prepared.method.spread(run, tagged, maps, fitted, prepared.cfg)
-    pseudo = prepared.method.labels(run, tagged, fine, fitted.refined.point, prepared.cfg)
+    pseudo = prepared.method.pseudo(run, inputs, fitted, prepared.cfg)
     steps = getattr(prepared.method, "steps", None)
-    on_the_way = steps(run, tagged, fitted, prepared.cfg) if steps else {}
+    on_the_way = steps(run, inputs, fitted, prepared.cfg) if steps else {}
     scores = dict(per_image)
     out = []
     for number, (sample, group) in enumerate(rows):
@@ -84,8 +85,10 @@ def chosen(labels: LabelSet, images: TaggedSet, per_image: list[tuple[str, float
     return rows + ([] if ranked else [(i, "sample") for i in rest[:: max(1, len(rest) // EACH)][:EACH]])
 
 
-def _step(photo: U8, sample: str, kind: MapSet | Scores) -> U8:
-    """A step on the way: maps, or where taps go."""
+def _step(photo: U8, sample: str, kind: Step) -> U8:
+    """A step on the way: maps, labels, or where taps go."""
+    if isinstance(kind, LabelSet):
+        return pictures.overlay(photo, kind.get(sample).pixels)
     if isinstance(kind, MapSet):
         found = kind.get(sample)
         return pictures.heat(photo, enlarge(found.scores, found.size), found.classes)

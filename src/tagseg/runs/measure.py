@@ -11,6 +11,7 @@ from tagseg.evaluate import measure
 from tagseg.evaluate.thresholds import flat_within
 from tagseg.methods.protocol import Fitted
 from tagseg.refine.threshold import Fixed, fixed
+from tagseg.runs.rounds import by_round
 from tagseg.runs.setup import Prepared
 from tagseg.store import Run
 
@@ -20,13 +21,17 @@ PSEUDO_IMAGES = 80
 
 @dataclass
 class Measured:
-    """What the report shows: `scores` as in scores.json, curves, whole documents, and why entries are missing."""
+    """What the report shows: `scores` as in scores.json, curves, whole documents, and why entries are missing.
+
+    `rounds` of a repeated method, as `by_round` gives them.
+    """
 
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     curves: dict[str, Any] = field(default_factory=dict)
     detail: dict[str, Any] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     per_image: list[tuple[str, float]] = field(default_factory=list)
+    rounds: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ def measured(run: Run, prepared: Prepared, fitted: Fitted, predicted: Predicted)
         out.missing |= dict.fromkeys(("val", "val_post"), _why(prepared, f"the images of {prepared.val.images.name!r}"))
     else:
         _val_numbers(run, predicted, truth, auto, out)
+    out.rounds = by_round(run, prepared, fitted)
     return out
 
 
@@ -67,19 +73,29 @@ def _train_numbers(run: Run, prepared: Prepared, fitted: Fitted, auto: float, ou
     out.curves["seed"], out.scores["seed"] = curve(run, fitted.maps, truth, auto)
     document = measure.labels(run, fitted.labels, truth, measure.MeasureLabels()).read()
     out.detail["pseudo"] = {n: v for n, v in document.items() if n != "per_image"}
-    cut = float(fitted.refined.point.read()["threshold"])
-    out.scores["pseudo"] = {"auto": measure.entry(document, document["images"], cut)}
     out.per_image = list(measure.worst_first(document))
-    out.curves["pseudo"] = _pseudo_curve(run, prepared, fitted, truth, cut)
+    if fitted.refined is None:  # these labels do not hang on one cut
+        out.scores["pseudo"] = {"auto": measure.entry(document, document["images"])}
+    else:
+        cut = float(fitted.refined.point.read()["threshold"])
+        out.scores["pseudo"] = {"auto": measure.entry(document, document["images"], cut)}
+        _pseudo_points(run, prepared, fitted, fitted.refined.maps, truth, cut, out)
+    if prepared.request.k_masks:
+        _k_point(run, prepared, fitted, truth, out)
+
+
+def _pseudo_points(
+    run: Run, prepared: Prepared, fitted: Fitted, found: MapSet, truth: MaskedSet, cut: float, out: Measured
+) -> None:
+    """The curve of labels over their cut, and the best of it."""
+    out.curves["pseudo"] = _pseudo_curve(run, prepared, found, truth, cut)
     best = out.curves["pseudo"]["oracle"]
-    document = _refined(run, prepared, fitted, truth, best)
+    document = _refined(run, prepared, found, truth, best)
     oracle = measure.entry(document, document["images"], best)
     if oracle["miou"] < out.scores["pseudo"]["auto"]["miou"]:  # the curve is drawn on a part of the images
         oracle = out.scores["pseudo"]["auto"]
         out.curves["pseudo"]["oracle"] = cut
     out.scores["pseudo"]["oracle"] = oracle
-    if prepared.request.k_masks:
-        _k_point(run, prepared, fitted, truth, out)
 
 
 def _k_point(run: Run, prepared: Prepared, fitted: Fitted, truth: MaskedSet, out: Measured) -> None:
@@ -91,9 +107,11 @@ def _k_point(run: Run, prepared: Prepared, fitted: Fitted, truth: MaskedSet, out
     chosen = measure.maps(run, fitted.maps, few, measure.MeasureMaps()).read()["best"]
     document = measure.maps(run, fitted.maps, rest, measure.MeasureMaps(also=(chosen,))).read()
     out.scores["seed"]["k"] = measure.at(document, chosen)
+    if fitted.refined is None:
+        return
     if fitted.refined.maps.key != fitted.maps.key:
         chosen = measure.maps(run, fitted.refined.maps, few, measure.MeasureMaps()).read()["best"]
-    document = _refined(run, prepared, fitted, rest, chosen)
+    document = _refined(run, prepared, fitted.refined.maps, rest, chosen)
     out.scores["pseudo"]["k"] = measure.entry(document, document["images"], chosen)
 
 
@@ -105,11 +123,11 @@ def curve(run: Run, found: MapSet, truth: MaskedSet, auto: float) -> tuple[dict[
     return {**shown, "auto": auto, "oracle": document["best"]}, entries
 
 
-def _pseudo_curve(run: Run, prepared: Prepared, fitted: Fitted, truth: MaskedSet, auto: float) -> dict[str, Any]:
+def _pseudo_curve(run: Run, prepared: Prepared, found: MapSet, truth: MaskedSet, auto: float) -> dict[str, Any]:
     """mIoU of refined labels at a few thresholds, on a part of the images: each point is a CRF over all of them."""
     part = truth.limit(PSEUDO_IMAGES)
     thresholds = sorted({*PSEUDO_CURVE, auto})
-    miou = [_refined(run, prepared, fitted, part, t)["miou"] for t in thresholds]
+    miou = [_refined(run, prepared, found, part, t)["miou"] for t in thresholds]
     best = max(range(len(miou)), key=miou.__getitem__)
     return {
         "thresholds": thresholds,
@@ -122,9 +140,9 @@ def _pseudo_curve(run: Run, prepared: Prepared, fitted: Fitted, truth: MaskedSet
     }
 
 
-def _refined(run: Run, prepared: Prepared, fitted: Fitted, truth: MaskedSet, threshold: float) -> dict[str, Any]:
+def _refined(run: Run, prepared: Prepared, found: MapSet, truth: MaskedSet, threshold: float) -> dict[str, Any]:
     point = fixed(run, Fixed(threshold, "oracle curve, for the report only"))
-    labels = prepared.method.labels(run, truth.without_masks(), fitted.refined.maps, point, prepared.cfg)
+    labels = prepared.method.labels(run, truth.without_masks(), found, point, prepared.cfg)
     return measure.labels(run, labels, truth, measure.MeasureLabels()).read()
 
 

@@ -18,7 +18,8 @@ from tagseg.data.folder import Reading, open_images
 from tagseg.data.index import TaggedSet
 from tagseg.disk import write_atomic
 from tagseg.report import pictures
-from tagseg.runs.run import Progress, table
+from tagseg.runs.results_folder import clear, list_bad, mark
+from tagseg.runs.run import Progress
 from tagseg.runs.setup import check_outside, choose_device, choose_precision, own_folder
 from tagseg.store import RECORD, Run, verify
 from tagseg.types import U8, DataError, IntegrityError, Labels, UsageError
@@ -86,11 +87,11 @@ def predict(
     own_folder(out, MARKER)
     work = Run(out / ".tagseg-cache", workers=workers, progress=progress, stopping=stopping)
     labels = known.method.predict(work, known.model, opened.images, cfg)
-    _clear(out)
+    clear(out, MARKER, [(folder, ".png") for folder in ("", "confidence", "overlays")])
     for found in labels:
         _save(out, found, opened.images, save)
-    write_atomic(out / MARKER, "\n".join(labels.ids).encode("utf-8", "surrogateescape"))
-    write_atomic(out / "bad_files.csv", table([("file", "reason", "detail"), *opened.bad]))
+    mark(out, MARKER, labels.ids)
+    list_bad(out, opened.bad)
     write_atomic(out / "classes.txt", "\n".join(known.classes).encode() + b"\n")
     return {
         "images": len(labels),
@@ -99,14 +100,6 @@ def predict(
         "saved": list(save),
         "classes": list(known.classes),
     }
-
-
-def _clear(out: Path) -> None:
-    """Take away what an earlier prediction wrote here: the marker lists its ids."""
-    for sample in (out / MARKER).read_bytes().decode("utf-8", "surrogateescape").split("\n"):
-        for folder in (out, out / "confidence", out / "overlays"):
-            if sample:
-                (folder / f"{sample}.png").unlink(missing_ok=True)
 
 
 def _post(cfg: Any) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +30,8 @@ from tagseg.refine.seeds import Seeds
 from tagseg.refine.superpixels import Smooth, Superpixels
 from tagseg.report import pictures
 from tagseg.runs.foreign_stages import EVEN, Cut, Decide, Import, imported, labels, point, probabilities
-from tagseg.runs.run import Progress, table
+from tagseg.runs.results_folder import clear, inner_cache, list_bad, mark
+from tagseg.runs.run import Progress
 from tagseg.runs.setup import check_outside, choose_device, choose_precision, own_folder
 from tagseg.store import Run
 from tagseg.training.schedule import recipe_values
@@ -107,7 +107,7 @@ def refine(
     cfg = decided(request, opened.maps)
     own_folder(request.out, MARKER)
     with lock(request.out / ".lock", wait=False):
-        place = cache_folder(request)
+        place = inner_cache(request.cache, request.out)
         planning = Run(place, planning=True)
         apply(planning, opened, pretrained, request, cfg)
         cache.register(place, request.out, [step.path for step in planning.steps])
@@ -167,12 +167,6 @@ def backbone(request: RefineRequest) -> str:
     return "mobilenet_v2" if request.backbone == "auto" else request.backbone
 
 
-def cache_folder(request: RefineRequest) -> Path:
-    """--cache, else TAGSEG_CACHE, else a folder inside --out."""
-    named = request.cache or (Path(os.environ["TAGSEG_CACHE"]) if os.environ.get("TAGSEG_CACHE") else None)
-    return (named or request.out / ".tagseg-cache").resolve()
-
-
 # ---- before ----
 
 def _check(request: RefineRequest) -> None:
@@ -190,7 +184,7 @@ def _check(request: RefineRequest) -> None:
     _check_devices(request)
     for data in (request.images, request.maps):
         check_outside(data, request.out)
-        check_outside(data, cache_folder(request), "the cache (--cache, TAGSEG_CACHE)")
+        check_outside(data, inner_cache(request.cache, request.out), "the cache (--cache, TAGSEG_CACHE)")
 
 
 def _check_devices(request: RefineRequest) -> None:
@@ -208,7 +202,7 @@ def _opened(request: RefineRequest) -> OpenedMaps:
         opened = open_maps(request.maps, request.images, request.reading)
     except TooManyBad as refused:
         own_folder(request.out, MARKER)
-        write_atomic(request.out / "bad_files.csv", table([("file", "reason", "detail"), *refused.bad]))
+        list_bad(request.out, refused.bad)
         raise
     if request.threshold is not None and opened.maps.has_background and "affinity" not in request.steps:
         raise UsageError(f"--threshold {request.threshold}: the maps in {request.maps} have a map of the background, "
@@ -221,11 +215,11 @@ def _opened(request: RefineRequest) -> OpenedMaps:
 def _write(request: RefineRequest, opened: OpenedMaps, found: Refined, cfg: Config) -> dict[str, Any]:
     """Everything of the results folder; what an earlier call left there goes first."""
     out = request.out
-    _clear(out)
-    write_atomic(out / MARKER, "\n".join(found.labels.ids).encode("utf-8", "surrogateescape"))
+    clear(out, MARKER, KINDS.values())
+    mark(out, MARKER, found.labels.ids)
     for one in found.labels:
         _save(out, one, opened, found, request.save)
-    write_atomic(out / "bad_files.csv", table([("file", "reason", "detail"), *opened.bad]))
+    list_bad(out, opened.bad)
     write_atomic(out / "classes.txt", "\n".join(opened.maps.classes).encode() + b"\n")
     document = {
         "images": len(found.labels), "bad_files": len(opened.bad), "out": str(out), "saved": list(request.save),
@@ -241,14 +235,6 @@ def _write(request: RefineRequest, opened: OpenedMaps, found: Refined, cfg: Conf
 def _settings(steps: tuple[str, ...], cfg: Config) -> dict[str, Any]:
     """The settings that played a part."""
     return {name: config.canonical(getattr(cfg, name)) for step in steps for name in GROUPS[step]}
-
-
-def _clear(out: Path) -> None:
-    """Take away what an earlier call wrote here: the marker lists its ids."""
-    for id in (out / MARKER).read_bytes().decode("utf-8", "surrogateescape").split("\n"):
-        for folder, suffix in KINDS.values():
-            if id:
-                (out / folder / f"{id}{suffix}").unlink(missing_ok=True)
 
 
 def _save(out: Path, one: Labels, opened: OpenedMaps, found: Refined, save: tuple[str, ...]) -> None:

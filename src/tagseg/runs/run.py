@@ -192,6 +192,7 @@ def _document(
         "curves": numbers.curves,
         "operating_point": point,
         "detail": numbers.detail,
+        "rounds": numbers.rounds,
         "histories": _histories(lineage, prepared.cache),
         "lineage": lineage,
         "warnings": list(prepared.warnings),
@@ -211,8 +212,14 @@ def config_hash(cfg: Any) -> str:
 
 
 def _histories(lineage: list[dict[str, Any]], cache_folder: Path) -> dict[str, Any]:
-    files = {s["stage"]: cache_folder / f"{s['stage']}-{s['key'][:24]}" / "history.json" for s in lineage}
-    return {stage: json.loads(file.read_text()) for stage, file in files.items() if file.exists()}
+    """The losses of every training by its stage's name, numbered where a stage was trained more than once."""
+    found: dict[str, Any] = {}
+    for step in lineage:
+        file = cache_folder / f"{step['stage']}-{step['key'][:24]}" / "history.json"
+        if file.exists():
+            times = sum(name.split(" #")[0] == step["stage"] for name in found)
+            found[step["stage"] + (f" #{times + 1}" if times else "")] = json.loads(file.read_text())
+    return found
 
 
 def scores_document(document: dict[str, Any]) -> dict[str, Any]:
@@ -226,6 +233,7 @@ def scores_document(document: dict[str, Any]) -> dict[str, Any]:
         "masks_read_by_fit": document["masks_read_by_fit"],
         "cost": document["cost"],
         **document["scores"],
+        **({"rounds": document["rounds"]} if document["rounds"] else {}),
         "missing": document["missing"],
     }
 

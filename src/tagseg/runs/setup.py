@@ -16,6 +16,7 @@ from tagseg import config, methods
 from tagseg.data.files import BadFile
 from tagseg.data.folder import Opened, Reading, open_set
 from tagseg.data.index import MaskedSet, TaggedSet, check_size
+from tagseg.data.saliency_folder import SaliencyFolder, check_maps, open_saliency
 from tagseg.data.weights import Pretrained, find
 from tagseg.disk import write_atomic
 from tagseg.methods.protocol import Inputs
@@ -28,6 +29,7 @@ class Request:
     """What a user asks for. Empty `train` means all images, empty `val` no numbers without tags.
 
     `k_masks`: so many training masks choose the threshold of the `k` point; they are left out of its scores.
+    `saliency`: a folder of maps made elsewhere; `saliency_from`: what made them, and from what that had learned.
     """
 
     method: str
@@ -48,6 +50,8 @@ class Request:
     k_masks: int = 0
     reading: Reading = field(default_factory=Reading)
     command: str = ""
+    saliency: Path | None = None
+    saliency_from: str | None = None
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,11 @@ def prepare(request: Request) -> Prepared:
     """Open and check everything that can be wrong before the first second of work."""
     method = methods.get(request.method)
     check_numbers(request)
-    check_outside(request.data, request.out)
-    check_outside(request.data, cache_folder(request), "the cache (--cache, TAGSEG_CACHE)")
+    given = given_saliency(request, method)
+    places: list[str | Path] = [request.data, given.folder] if given else [request.data]
+    for data in places:
+        check_outside(data, request.out)
+        check_outside(data, cache_folder(request), "the cache (--cache, TAGSEG_CACHE)")
     device = choose_device(request.device)
     precision = choose_precision(request.precision, device)
     backbone = request.backbone if request.backbone != "auto" else "small" if _generated(request) else "mobilenet_v2"
@@ -108,7 +115,9 @@ def prepare(request: Request) -> Prepared:
     truth, bad = usable(truth, request.reading.max_bad)
     val_truth, val_bad = usable(val.truth if val else None, request.reading.max_bad)
     val = replace(val, truth=val_truth) if val else None
-    inputs = Inputs(tagged, find(request.weights, expected=backbone))
+    if given is not None:
+        check_maps(given, tagged.images(), request.workers)
+    inputs = Inputs(tagged, find(request.weights, expected=backbone), saliency=given)
     warnings = (
         *opened.warnings,
         *(val.warnings if val else ()),
@@ -131,6 +140,18 @@ def check_numbers(request: Request) -> None:
     ):
         if value < least:
             raise UsageError(f"{name} {value}: expected {least} or more")
+
+
+def given_saliency(request: Request, method: ModuleType) -> SaliencyFolder | None:
+    """The folder of saliency maps from elsewhere, if one was given and the method looks at it."""
+    if request.saliency is None and request.saliency_from is None:
+        return None
+    if not getattr(method, "TAKES_SALIENCY", False):
+        raise UsageError(f"--saliency: method {request.method!r} uses no saliency maps; leave it out")
+    if request.saliency is None:
+        raise UsageError(f"--saliency-from {request.saliency_from!r}: found no --saliency, expected the folder of the "
+                         "maps, too")
+    return open_saliency(request.saliency, request.saliency_from or "")
 
 
 def check_outside(data: str | Path, place: Path, what: str = "--out") -> None:
@@ -326,6 +347,8 @@ def ledger(prepared: Prepared) -> list[str]:
     lines.append(weights_line(weights))
     if prepared.inputs.aux is not None:
         lines.append(f"pixel masks of other classes: {', '.join(prepared.inputs.aux.classes)}")
+    if prepared.inputs.saliency is not None:
+        lines.append(f"saliency maps from elsewhere: {prepared.inputs.saliency.origin}")
     if prepared.request.k_masks and prepared.truth is not None:
         lines.append(f"{prepared.request.k_masks} masks of training images, for the k operating point alone")
     return lines

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ from tagseg.ops import crf
 from tagseg.ops.geometry import resample
 from tagseg.segment.train import load
 from tagseg.store import Work, stage
-from tagseg.types import F32, U8, Labels
+from tagseg.types import F32, U8, Bool, Labels
 
 Size = tuple[int, int]
 
@@ -58,12 +58,35 @@ def slower(size: int) -> Predict:
 @stage(LabelSet, version=1)
 def labels(work: Work, images: TaggedSet, segmenter: Weights, cfg: Predict) -> None:
     """The most probable label of every pixel, at the original size, with its probability as confidence."""
+    _write(work, images, segmenter, cfg, lambda sample: None)
+
+
+@stage(LabelSet, version=1)
+def restricted(work: Work, tagged: TaggedSet, segmenter: Weights, cfg: Predict) -> None:
+    """The same, held to background and the tags of each image: for training images, whose tags are known."""
+    shift = 0 if tagged.has_background else 1
+
+    def allowed(sample: str) -> Bool | None:
+        present = tagged.tags_of(sample)
+        if not present.any():
+            return None if shift else np.concatenate([[True], present])
+        return present if shift else np.concatenate([[True], present])
+
+    _write(work, tagged, segmenter, cfg, allowed)
+
+
+def _write(
+    work: Work, images: TaggedSet, segmenter: Weights, cfg: Predict, allowed: Callable[[str], Bool | None]
+) -> None:
+    """Labels of every image among the outputs that are allowed (None: all)."""
     meta, views = segmenter.meta, count(cfg.views)
     shift = 0 if meta["has_background"] else 1
     network = network_of(load(segmenter), len(meta["classes"]) + 1 - shift)
 
     def one(seen: Seen) -> Labels:
         probability = np.asarray((seen.values / views).numpy(), np.float32)
+        if (kept := allowed(seen.id)) is not None:
+            probability = held(probability, kept)
         if cfg.crf.iterations:
             probability = sharpened(seen.image, probability, cfg.crf)  # cam Eq. 13
         best = probability.argmax(0)  # cam Eq. 12
@@ -75,6 +98,14 @@ def labels(work: Work, images: TaggedSet, segmenter: Weights, cfg: Predict) -> N
         )
 
     write_labels(work, images.ids, produce, {"classes": meta["classes"], "has_background": meta["has_background"]})
+
+
+def held(probability: F32, allowed: Bool) -> F32:
+    """Probabilities (K,H,W) with 0 for what is not allowed, summing to 1; evenly shared where nothing was left."""
+    kept = probability * allowed[:, None, None]
+    total = kept.sum(0)
+    even = (allowed / max(int(allowed.sum()), 1)).astype(np.float32)[:, None, None]
+    return np.where(total > 0, kept / np.where(total > 0, total, 1), even)
 
 
 def network_of(model: Segmenter, outputs: int) -> Network:

@@ -20,8 +20,8 @@ from tagseg.nets.backbones import build
 from tagseg.nets.deeplab import DeepLabV3Plus, LargeFov, Segmenter
 from tagseg.ops.geometry import align, resample
 from tagseg.store import Work, stage
-from tagseg.training.loop import Batch, Task, fit
-from tagseg.training.schedule import Auto, Schedule, optimiser, steps
+from tagseg.training.loop import Batch, learn
+from tagseg.training.schedule import Auto, Schedule, optimiser
 from tagseg.types import IGNORE
 
 
@@ -93,32 +93,37 @@ class PixelLoss:
         full = resample(logits, stride=model.stride, offset=model.offset, in_size=size, out_size=size)
         target = torch.where(labels == IGNORE, IGNORE, labels - self.shift)
         weights = self.weights.to(full)
-        return F.cross_entropy(full, target, weights, ignore_index=IGNORE, reduction="sum")  # cam Eq. 11
+        return F.cross_entropy(full, target, weights, ignore_index=IGNORE, reduction="sum")  # cam Eq. 11  # mcof Eq. 9
 
 
 @stage(Weights, version=2)
 def segmenter(work: Work, tagged: TaggedSet, labels: LabelSet, pretrained: Pretrained, cfg: Segment) -> None:
     """Train from pretrained weights on `labels`; tags only steer how often an image is drawn."""
     torch.manual_seed(int(cfg.seed))
+    _trained(work, tagged, labels, make(cfg, outputs(tagged), pretrained.start), cfg)
+
+
+@stage(Weights, version=1)
+def onward(work: Work, tagged: TaggedSet, labels: LabelSet, before: Weights, cfg: Segment) -> None:
+    """The same, going on from a trained segmenter."""
+    torch.manual_seed(int(cfg.seed))
+    model = make(cfg, outputs(tagged), None)
+    model.load_state_dict(before.tensors())
+    _trained(work, tagged, labels, model, cfg)
+
+
+def outputs(tagged: TaggedSet) -> int:
+    """How many classes a segmenter tells apart, background included where the set has one."""
+    return len(tagged.classes) + int(tagged.has_background)
+
+
+def _trained(work: Work, tagged: TaggedSet, labels: LabelSet, model: Segmenter, cfg: Segment) -> None:
     shift = 0 if tagged.has_background else 1
-    outputs = len(tagged.classes) + 1 - shift
-    model = make(cfg, outputs, pretrained.start)
-    weights = class_weights(labels, tagged.ids, outputs, shift, cfg.balance)
+    weights = class_weights(labels, tagged.ids, outputs(tagged), shift, cfg.balance)
     draws = drawn_from(tagged, cfg.augment, cfg.schedule.batch, int(cfg.seed), partial(_pixels, labels), cfg.positives)
     rates = optimiser(cfg.schedule, list(model.backbone.parameters()), list(model.head.parameters()))
     with prefetched(draws) as batches:
-        task = Task(
-            model,
-            rates,
-            batches,
-            PixelLoss(shift, weights),
-            steps(cfg.schedule, len(tagged)),
-            int(cfg.seed),
-            cfg.device,
-            cfg.precision,
-            draws.names,
-        )
-        fit(work, task, cfg.schedule)
+        learn(work, cfg, model, rates, batches, PixelLoss(shift, weights), len(tagged), draws.names)
     write_weights(
         work,
         model.state_dict(),

@@ -18,7 +18,7 @@ from tagseg.store import Work
 from tagseg.training import checkpoint
 from tagseg.training.checkpoint import State
 from tagseg.training.memory import keep_freed
-from tagseg.training.schedule import Schedule, rate_factor
+from tagseg.training.schedule import Auto, Schedule, rate_factor, steps
 from tagseg.types import EnvironmentFault, IntegrityError, Interrupted
 
 Batch = dict[str, Tensor]
@@ -49,6 +49,35 @@ class Task:
     precision: str
     names: Callable[[int], list[str]] = lambda step: []
     enough: Callable[[list[list[float]]], str | None] = lambda history: None  # a reason to stop early, given the losses
+
+
+class Settings(Protocol):
+    """What the config of every stage that trains holds."""
+
+    @property
+    def schedule(self) -> Schedule: ...
+    @property
+    def seed(self) -> int | Auto: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def precision(self) -> str: ...
+
+
+def learn(
+    work: Work,
+    cfg: Settings,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    batch: Callable[[int], Batch],
+    objective: Objective,
+    images: int,
+    names: Callable[[int], list[str]],
+) -> None:
+    """`fit` as a stage's config says, for a set of so many images; `names`: the ids of a step's batch."""
+    length = steps(cfg.schedule, images)
+    task = Task(model, optimiser, batch, objective, length, int(cfg.seed), cfg.device, cfg.precision, names)
+    fit(work, task, cfg.schedule)
 
 
 def fit(work: Work, task: Task, schedule: Schedule) -> None:
@@ -175,4 +204,4 @@ def precision(device: str, name: str) -> Iterator[None]:
         yield
 
 
-__all__ = ["Batch", "Interrupted", "Objective", "Task", "fit", "precision"]
+__all__ = ["Batch", "Interrupted", "Objective", "Task", "fit", "learn", "precision"]
