@@ -245,6 +245,7 @@ def test_the_report_tells_every_round(made: Tiny) -> None:
 
 def test_both_forms_of_the_region_network_make_a_run(made: Tiny, tmp_path: Path) -> None:
     request = tiny.request(tmp_path / "run", method="mcof", cache=made.cache, sets=(
-        "regions.form=roi_mask", "regions.most=2", "regions.schedule.max_images=8", "segmenter.schedule.max_images=16", "rounds=1"))
+        "regions.form=roi_mask", "regions.most=2", "regions.schedule.max_images=8", "segmenter.schedule.max_images=16",
+        "rounds=1"))
     document = runs.run(request)
     assert document["scores"]["val"]["auto"]["images"] == 12
