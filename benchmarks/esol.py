@@ -43,9 +43,9 @@ LEARNED = 0.15  # precondition: a classifier with a higher tag loss on val has n
 RECALLS = (0.5, 0.6, 0.7, 0.8)
 FIXED = 0.30
 WIDE = "expanded, alpha 0.01, clip 0.5"  # what the second layer and the narrowing start from
-STRONG = 1.0  # the alpha of gate (c): at the specification's .1 this network's loss does not double in as many steps
-GATED = ("CAM", "expanded, alpha 0.01", f"expanded, alpha {STRONG}")
-STEPS = 40 * 32  # images of the ascent, as in the toy
+STRONG = 1.0  # an alpha that meets gate (c) within the toy's 40 batches; the specification's .1 does not here
+LONG = 400  # batches in which the specification's alpha of gate (c) gets there, too
+GATED = ("CAM", "expanded, alpha 0.01", f"expanded, alpha {STRONG}", f"expanded, alpha 0.1, {LONG} batches")
 SETS = (
     "classifier.augment.size=128",
     "classifier.sampler=64",
@@ -72,6 +72,7 @@ class Setting:
     shrink: dict[str, Any] | None = None
     second: bool = False
     fine: bool = False  # the same classifier at half its stride, later layers dilated
+    batches: int = 40  # of 32 images: the length of the ascent, as in the toy
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ def settings() -> Iterator[Setting]:
     for alpha, beta in ((0.01, 1.0), (0.01, 0.5), (0.1, 1.0), (0.1, 0.5), (1.0, 1.0)):
         yield Setting(f"expanded, alpha {alpha}" + (f", clip {beta}" if beta < 1 else ""),
                       {"alpha": alpha, "clip": _clip(beta)})  # fmt: skip
+    yield Setting(f"expanded, alpha 0.1, {LONG} batches", {"alpha": 0.1, "clip": _clip(1.0)}, batches=LONG)
     chain = {"alpha": 0.01, "clip": _clip(0.5)}
     yield Setting("second layer", chain, second=True)
     for name, change in NARROWING.items():
@@ -180,7 +182,7 @@ def made(run: Run, prepared: Prepared, classifier: Weights, setting: Setting) ->
     """The weights along a setting's chain."""
     cfg, tagged = prepared.cfg, prepared.inputs.tagged
     up: Expand = replace(cfg.expand, **setting.expand)
-    up = replace(up, schedule=replace(up.schedule, epochs=STEPS / TRAIN))
+    up = replace(up, schedule=replace(up.schedule, epochs=setting.batches * 32 / TRAIN))
     chain = [expansion.expanded(run, tagged, classifier, up)]
     if setting.second:
         chain.append(shrinkage.second(run, tagged, chain[0], cfg.second))
@@ -301,9 +303,10 @@ def gates(rows: list[Row]) -> list[str]:
         faults.append("(a) the recall at .30 of the expansion is not above that of CAM")
     if not mean("expanded, alpha 0.01", "tag_loss") > mean("CAM", "tag_loss"):
         faults.append("(b) the ascent does not raise the tag loss")
-    strong = [row for row in mine if row["setting"] == f"expanded, alpha {STRONG}"]
-    if not all(any("over its ceiling" in event for event in row["events"]) for row in strong):
-        faults.append(f"(c) alpha {STRONG} does not meet the guard")
+    for setting in (f"expanded, alpha {STRONG}", f"expanded, alpha 0.1, {LONG} batches"):
+        some = [row for row in mine if row["setting"] == setting]
+        if not all(any("over its ceiling" in event for event in row["events"]) for row in some):
+            faults.append(f"(c) {setting} does not meet the guard")
     return faults
 
 
