@@ -249,3 +249,18 @@ def test_both_forms_of_the_region_network_make_a_run(made: Tiny, tmp_path: Path)
         "rounds=1"))
     document = runs.run(request)
     assert document["scores"]["val"]["auto"]["images"] == 12
+
+
+def test_saliency_from_elsewhere_is_used_and_needed_for_training_images_alone(made: Tiny, tmp_path: Path) -> None:
+    for sample in made.prepared.inputs.tagged.ids:
+        (tmp_path / "maps" / sample).parent.mkdir(parents=True, exist_ok=True)
+        np.save(tmp_path / "maps" / f"{sample}.npy", np.full((48, 48), 0.9, np.float32))
+    request = tiny.request(tmp_path / "run", method="mcof", cache=made.cache, saliency=tmp_path / "maps",
+                           saliency_from="a constant, learned from nothing", sets=(
+                               "rounds=1", "segmenter.schedule.max_images=16"))  # fmt: skip
+    document = runs.run(request)
+    assert "saliency maps from elsewhere: a constant, learned from nothing" in document["supervision"]
+    assert "localize.saliency.taken" in [s["stage"] for s in document["lineage"] if s["part"] == "fit"]
+    panels = [name for name, _ in document["gallery"][0]["panels"]]
+    assert "mined 1" in panels
+    assert "saliency 1" not in panels  # the images of val have no map from there

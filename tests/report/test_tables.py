@@ -73,3 +73,12 @@ def test_names_cannot_mark_up_or_steer_the_terminal(document: Document) -> None:
 def test_an_empty_document_still_gives_a_table() -> None:
     assert tables.plain({}).count("not measured") == 4
     assert _terminal({"scores": None, "missing": 3, "warnings": "no list"})
+
+
+def test_labels_that_hang_on_no_threshold_have_one_row() -> None:
+    scores = {"miou": 0.4, "precision": 0.5, "recall": 0.6, "images": 3}
+    rows = [r for r in tables.score_rows({"scores": {"pseudo": {"auto": scores}}}) if r.name == "pseudo"]
+    assert [(r.point, r.threshold, r.miou) for r in rows] == [("auto", "–", "40.0")]
+    cut = [r for r in tables.score_rows({"scores": {"pseudo": {"auto": {**scores, "threshold": 0.3}}}})
+           if r.name == "pseudo"]
+    assert [r.point for r in cut] == ["auto", "k", "oracle"]

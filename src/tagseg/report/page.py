@@ -117,9 +117,11 @@ def _scores(document: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _cards(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The four numbers, large: value, what it is, oracle and gap where they exist."""
+    scores = mapping(document.get("scores"))
     return [{"name": name, "meaning": tables.MEANINGS[name], "miou": tables.miou(document, name),
              "oracle": tables.miou(document, name, "oracle"), "gap": tables.gap(document, name),
-             "thresholded": name in tables.WITH_THRESHOLD, "reason": tables.reason(document, name)}
+             "thresholded": tables.has_threshold(name, mapping(scores.get(name))),
+             "reason": tables.reason(document, name)}
             for name in tables.RESULTS]
 
 

@@ -148,9 +148,15 @@ def _rows_of(document: Mapping[str, Any], name: str) -> list[Row]:
     blank = Row(name, MEANINGS[name], NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, NOTHING)
     if not scores:
         return [Row(**{**blank.__dict__, "reason": _unmeasured(reason(document, name))})]
-    if name not in WITH_THRESHOLD:  # a segmenter has no threshold, so no operating points to choose from
+    if not has_threshold(name, scores):  # so there are no operating points to choose from
         return [_row(name, "auto", mapping(scores.get("auto")))]
     return [_row(name, point, mapping(scores.get(point))) for point in POINTS]
+
+
+def has_threshold(name: str, scores: Mapping[str, Any]) -> bool:
+    """Whether a number hangs on a threshold: a segmenter has none, nor have labels that were not cut out of maps."""
+    auto = mapping(scores.get("auto"))
+    return name in WITH_THRESHOLD and (not auto or "threshold" in auto or len(scores) > 1)
 
 
 def _unmeasured(why: str) -> str:
