@@ -24,7 +24,7 @@ from tagseg.types import BACKGROUND, F32, I32, IGNORE, Labels
 class Ask:
     """How images are shown to RegionNet: one view; its size is the square root of the area.
 
-    One and a half times that of training, the middle of its zoom: at the end of it, labels lose recall.
+    In the middle of the zoom that it was trained with: at the far end of it, labels lose recall.
     """
 
     size: int = 384
