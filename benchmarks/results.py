@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -126,11 +127,8 @@ SHOWN = (("tag_loss", "tag loss"), ("offsets", "offsets, cells"), ("area", "area
 def settings(found: list[dict[str, Any]]) -> str:
     """A table for each scene: each setting's means over its seeds, and the sd of what counts."""
     tables = []
-    for scene in dict.fromkeys(row["scene"] for row in found):
-        mine = [row for row in found if row["scene"] == scene]
-        seeds = sorted({row["seed"] for row in mine})
-        commits = ", ".join(dict.fromkeys(row["commit"] for row in mine))
-        lines = [f"`scenes:{scene}`, seeds {', '.join(map(str, seeds))}, commit {commits}:", "",
+    for head, mine in _by_scene(found):
+        lines = [f"{head}:", "",
                  "| setting | " + " | ".join(head for _, head in SHOWN) + " | stopped |",
                  "|---|" + "---|" * (len(SHOWN) + 1)]  # fmt: skip
         for name in dict.fromkeys(row["setting"] for row in mine):
@@ -142,15 +140,21 @@ def settings(found: list[dict[str, Any]]) -> str:
     return "\n\n".join(tables)
 
 
+def _by_scene(found: list[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The rows of each scene, and what they are rows of."""
+    for scene in dict.fromkeys(row["scene"] for row in found):
+        mine = [row for row in found if row["scene"] == scene]
+        commits = ", ".join(dict.fromkeys(row["commit"] for row in mine))
+        seeds = ", ".join(map(str, sorted({row["seed"] for row in mine})))
+        yield f"`scenes:{scene}`, seeds {seeds}, commit {commits}", mine
+
+
 def arms(found: list[dict[str, Any]]) -> str:
     """Two tables for each scene: what segmenters of each arm reach on val by round, and the labels on the way."""
     tables = []
-    for scene in dict.fromkeys(row["scene"] for row in found):
-        mine = [row for row in found if row["scene"] == scene]
+    for head, mine in _by_scene(found):
         rounds = sorted({row["round"] for row in mine})
-        commits = ", ".join(dict.fromkeys(row["commit"] for row in mine))
-        seeds = ", ".join(map(str, sorted({row["seed"] for row in mine})))
-        lines = [f"`scenes:{scene}`, seeds {seeds}, commit {commits}. mIoU of the segmenters on val, without tags:", "",
+        lines = [f"{head}. mIoU of the segmenters on val, without tags:", "",
                  "| arm | " + " | ".join(f"round {t}" for t in rounds) + " |", "|---|" + "---|" * len(rounds)]
         for arm in dict.fromkeys(row["arm"] for row in mine):
             by_round = ([r for r in mine if (r["arm"], r["round"], r["images"]) == (arm, t, "val")] for t in rounds)
