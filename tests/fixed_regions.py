@@ -56,7 +56,8 @@ def _maps(work: Work, tagged: TaggedSet, what: Given, cfg: Nothing) -> None:
 
 @stage(RegionSet, version=1)
 def _regions(work: Work, tagged: TaggedSet, what: Given, cfg: Nothing) -> None:
-    write_regions(work, tagged.ids, lambda ids: ((i, what.arrays[i]) for i in ids), {})
+    meta = {"tag_shares": tagged.tags.mean(0).tolist()}
+    write_regions(work, tagged.ids, lambda ids: ((i, what.arrays[i]) for i in ids), meta)
 
 
 def labels(run: Run, tagged: TaggedSet, what: Given) -> LabelSet:

@@ -153,12 +153,12 @@ def test_it_learns_what_the_labels_say_and_goes_on_from_another(tmp_path: Path, 
     labels = fixed_regions.labels(run, tagged, fixed_regions.given("some", some))
     cfg = replace(CFG, form=form, most=4 if form == "roi_mask" else 64)  # type: ignore[arg-type]  # boxes take time
     weights = regions.train(run, tagged, labels, cut, START, (), cfg)
-    likely = mine.probabilities(run, tagged, weights, cut, mine.Ask(48, device="cpu", precision="fp32"))
+    likely = mine.probabilities(run, tagged.images(), weights, cut, mine.Ask(48, device="cpu", precision="fp32"))
     right = total = 0
     for i in truth.ids:
         own = regions.regions.votes(truth.mask(i), cut.get(i), 0.5)
         new = regions.regions.votes(some[i], cut.get(i), 0.5) == 255
-        held = regions.regions.restricted(likely.get(i), tagged.tags_of(i))
+        held = mine.with_tags(likely, tagged, i, "bayes")
         right += int((held.argmax(1) == own)[new].sum())
         total += int(new.sum())
     assert right / total > 0.7

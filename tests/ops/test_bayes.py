@@ -83,6 +83,25 @@ def test_mcof_s7_10_without_pixels_on_one_side_the_posterior_is_the_prior() -> N
     assert not np.array_equal(bayes.object_share(values, prior, few, least=7), prior)
 
 
+@given(st.floats(0.01, 0.99), st.integers(0, 2**16))
+def test_calibrated_saliency_has_its_cut_at_a_half_and_keeps_its_order(cut: float, seed: int) -> None:
+    saliency = np.random.default_rng(seed).random((6, 7)).astype(np.float32)
+    saliency[0, :3] = 0, 1, cut
+    moved = bayes.calibrated(saliency, cut)
+    assert moved[0, :2].tolist() == [0, 1]
+    assert moved[0, 2] == pytest.approx(0.5, abs=1e-4)
+    assert np.all(np.diff(moved.ravel()[np.argsort(saliency, axis=None)]) >= 0)
+    inner = (saliency > 0.01) & (saliency < 0.99)
+    odds = [np.log(s[inner].astype(np.float64) / (1 - s[inner])) for s in (moved, saliency)]
+    np.testing.assert_allclose(odds[0] - odds[1], np.log((1 - cut) / cut), atol=1e-2)
+
+
+def test_a_cut_at_an_end_moves_no_saliency() -> None:
+    saliency = np.array([[0.0, 0.3, 1.0]], np.float32)
+    for cut in (0.0, 1.0):
+        np.testing.assert_array_equal(bayes.calibrated(saliency, cut), saliency)
+
+
 def test_an_objects_colour_is_found_where_it_was_not_mined() -> None:
     rng = np.random.default_rng(1)
     truth = np.zeros((30, 30), bool)

@@ -26,14 +26,40 @@ def test_mcof_s7_04_a_mean_at_a_cut_belongs_to_it() -> None:
 
 def test_restriction_to_tags_by_hand() -> None:
     shares = np.array([[0.2, 0.5, 0.3], [0.0, 1.0, 0.0]], np.float32)
-    held = regions.restricted(shares, np.array([False, True]))
+    held = regions.restricted(shares, regions.allowance(np.array([False, True])))
     np.testing.assert_allclose(held, [[0.4, 0, 0.6], [0, 0, 0]], atol=1e-7)
-    np.testing.assert_allclose(regions.restricted(shares, np.array([False, True]), has_background=False),
-                               [[0, 0, 1], [0, 0, 0]])
+    bare = regions.allowance(np.array([False, True]), has_background=False)
+    np.testing.assert_allclose(regions.restricted(shares, bare), [[0, 0, 1], [0, 0, 0]])
+
+
+def test_tags_enter_by_bayes_rule() -> None:
+    """Four classes that share a body and are tagged in a quarter of the images each: a body is as likely as it was."""
+    shares = np.array([[0.4, 0.15, 0.15, 0.15, 0.15]], np.float32)
+    one, usual = np.array([False, True, False, False]), np.full(4, 0.25)
+    np.testing.assert_allclose(regions.restricted(shares, regions.allowance(one))[0, [0, 2]], [0.4 / 0.55, 0.15 / 0.55])
+    np.testing.assert_allclose(
+        regions.restricted(shares, regions.allowance(one, usual=usual))[0], [0.4, 0, 0.6, 0, 0], rtol=1e-6)
+    always = regions.allowance(np.array([True]), usual=np.ones(1))
+    np.testing.assert_array_equal(always, [1, 1])  # a tag that every image has says nothing
+
+
+@given(st.integers(0, 99))
+def test_bayes_rule_over_tags_equals_counting(seed: int) -> None:
+    """A world where look and tags hang on the class alone: p(k | look, tags) counted from its table."""
+    rng = np.random.default_rng(seed)
+    share, look, usual = rng.dirichlet(np.ones(4)), rng.dirichlet(np.ones(5), 4), rng.uniform(0.2, 0.9, 3)
+    present = rng.random(3) < 0.7
+    tags = np.where(present, usual, 1 - usual)
+    given_k = np.array([tags.prod(), *(tags.prod() / tags[k] * present[k] for k in range(3))])  # a class brings its tag
+    for v in range(5):
+        plain = share * look[:, v]
+        held = regions.restricted((plain / plain.sum())[None], regions.allowance(present, usual=usual))[0]
+        joint = plain * given_k
+        np.testing.assert_allclose(held, joint / joint.sum(), rtol=1e-4, atol=1e-7)
 
 
 def test_mcof_s7_13_nothing_on_what_is_allowed_gives_no_label_instead_of_the_first() -> None:
-    held = regions.restricted(np.array([[0.0, 1.0, 0.0]], np.float32), np.array([False, True]))
+    held = regions.restricted(np.array([[0.0, 1.0, 0.0]], np.float32), regions.allowance(np.array([False, True])))
     assert regions.confident(held, keep=0.0, present=np.array([False, True]), keep_tag=False).tolist() == [I]
     assert regions.confident(held, keep=0.0, present=np.array([False, True])).tolist() == [I]
 
@@ -61,7 +87,8 @@ def table(rows: int, classes: int, seed: int) -> np.ndarray:
 def test_mcof_s7_05_mined_labels_are_background_tags_or_none(rows: int, tags: int, keep: float, background: bool,
                                                               seed: int) -> None:
     present = np.array([bool(tags >> k & 1) for k in range(5)])
-    held = regions.restricted(table(rows, 5, seed), present, background)
+    usual = np.random.default_rng(seed).random(5) if seed % 2 else None
+    held = regions.restricted(table(rows, 5, seed), regions.allowance(present, background, usual))
     assert np.all((np.abs(held.sum(1) - 1) < 1e-5) | (held.sum(1) == 0))
     found = regions.confident(held, keep=keep, present=present)
     allowed = {I, *(np.flatnonzero(present) + 1).tolist(), *([0] if background else [])}

@@ -118,13 +118,14 @@ def test_negatives_and_sets_without_background_keep_what_was_mined(tmp_path: Pat
         assert all((merged.get(i).pixels == 0).all() for i in truth.ids)
 
 
-@pytest.mark.parametrize("change", [{"colour": "rgb"}, {"bins": 7}, {"smooth": 0.0}, {"floor": 0.05}, {"least": 10**6}])
+@pytest.mark.parametrize("change", [{"prior": "raw"}, {"colour": "rgb"}, {"bins": 7}, {"smooth": 0.0}, {"floor": 0.05},
+                                    {"least": 10**6}])
 def test_every_setting_of_the_posterior_changes_it(tmp_path: Path, change: dict[str, object]) -> None:
     truth, run = coarse_maps.masked_set(), Run(tmp_path)
     tagged = truth.without_masks()
     mined = fixed_regions.labels(run, tagged, fixed_regions.given("mined", {i: truth.mask(i) for i in truth.ids}))
     prior = fixed_regions.maps(run, tagged, fixed_regions.given("prior", {
-        i: np.full((1, *truth.mask(i).shape), 0.3, np.float32) for i in truth.ids}))
+        i: np.where(truth.mask(i) > 0, 0.4, 0.1).astype(np.float32)[None] for i in truth.ids}))
     plain, other = (bayes.posterior(run, tagged, mined, prior, replace(Posterior(least=5), **c))  # type: ignore[arg-type]
                     for c in ({}, change))
     assert any(not np.array_equal(plain.get(i).scores, other.get(i).scores) for i in truth.ids)

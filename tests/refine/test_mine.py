@@ -32,14 +32,15 @@ def untrained(work: Work, cfg: Ask) -> None:
     form = "roi_mask" if cfg.batch == 1 else "mean_pool"
     model = RegionNet(build("small", stride=8), 7, form=form, width=16)  # type: ignore[arg-type]
     write_weights(work, model.state_dict(), {"backbone": "small", "stride": 8, "form": form, "width": 16,
-                                             "classes": list("abcdef"), "has_background": True})
+                                             "classes": list("abcdef"), "has_background": True,
+                                             "tag_shares": [0.5] * 6})
 
 
 @pytest.mark.parametrize("batch", [8, 1])
 def test_probabilities_are_those_of_the_plain_network(tmp_path: Path, batch: int) -> None:
     tagged, run = coarse_maps.tagged_set(), Run(tmp_path)
     weights, cut = untrained(run, replace(ASK, batch=batch)), segments(run, tagged, GRID)
-    found = mine.probabilities(run, tagged, weights, cut, ASK)
+    found = mine.probabilities(run, tagged.images(), weights, cut, ASK)
     model = mine.load(weights)
     for sample in tagged.ids:
         ids = cut.get(sample)
@@ -54,16 +55,18 @@ def test_probabilities_are_those_of_the_plain_network(tmp_path: Path, batch: int
         np.testing.assert_allclose(found.get(sample).sum(1), 1, atol=1e-5)
 
 
-def test_labels_are_the_likeliest_of_the_tags(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tags", ["bayes", "allow"])
+def test_labels_are_the_likeliest_of_the_tags(tmp_path: Path, tags: regions.Tags) -> None:
     tagged, run = coarse_maps.tagged_set(), Run(tmp_path)
     cut, rng = segments(run, tagged, GRID), np.random.default_rng(0)
     shares = {i: rng.dirichlet(np.full(7, 0.4), 16).astype(np.float32) for i in tagged.ids}
     likely = fixed_regions.regions(run, tagged, fixed_regions.given("likely", shares))
-    labels = mine.labels(run, tagged, likely, cut, Mine(keep=0.7))
-    strict = mine.labels(run, tagged, likely, cut, Mine(keep=0.99, keep_tag=False))
+    labels = mine.labels(run, tagged, likely, cut, Mine(keep=0.7, tags=tags))
+    strict = mine.labels(run, tagged, likely, cut, Mine(keep=0.99, tags=tags, keep_tag=False))
     for sample in tagged.ids:
         ids, present = cut.get(sample), tagged.tags_of(sample)
-        held = shares[sample] * np.concatenate([[True], present])
+        usual = np.float32(tagged.tags.mean(0)).clip(1e-6) if tags == "bayes" else np.ones(6, np.float32)
+        held = shares[sample] * np.concatenate([[1], present / usual]).astype(np.float32)
         held /= held.sum(1, keepdims=True)
         expected = np.where(held.max(1) >= 0.7, held.argmax(1), 255)
         pixels = labels.get(sample).pixels

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from tagseg.artifacts import Weights, write_weights
+from tagseg.ops import regions
 from tagseg.ops.geometry import resample
 from tagseg.segment import predict, train
-from tagseg.segment.predict import EdgeCrf, sharpened
+from tagseg.segment.predict import EdgeCrf, PredictTagged, sharpened
 from tagseg.segment.train import Segment
 from tagseg.store import Run, Work, stage
 from tiny import Tiny
@@ -39,6 +40,27 @@ def test_masks_by_plain_arithmetic(trained: Tiny, tmp_path: Path) -> None:
         assert np.array_equal(found.pixels, probability.argmax(0).numpy())
         assert found.confidence is not None
         assert np.abs(found.confidence - 255 * probability.max(0).values.numpy()).max() <= 0.51
+
+
+@pytest.mark.parametrize("tags", ["bayes", "allow"])
+def test_known_tags_enter_the_masks_by_plain_arithmetic(trained: Tiny, tmp_path: Path, tags: regions.Tags) -> None:
+    tagged, run = trained.prepared.inputs.tagged, Run(tmp_path)
+    model, some = train.load(trained.fitted.model), tagged.limit(6)
+    cfg = PredictTagged(**vars(trained.prepared.cfg.predict), tags=tags)
+    plain = predict.labels(run, some, trained.fitted.model, trained.prepared.cfg.predict)
+    changed = 0
+    for found in predict.restricted(run, some, trained.fitted.model, cfg):
+        present = tagged.tags_of(found.id)
+        pixels = torch.from_numpy(tagged.source.read(found.id))[None].float() / 255
+        with torch.no_grad():
+            logits = model(model.backbone.preprocess(pixels))
+        probability = resample(logits, stride=model.stride, offset=model.offset, in_size=(48, 48),
+                               out_size=(48, 48)).softmax(1)[0].numpy()
+        share = tagged.tags.mean(0) if tags == "bayes" else np.ones(len(present))  # of all, not of these
+        allowed = np.concatenate([[1], np.where(present, 1 / share.clip(1e-6), 0)])
+        assert np.array_equal(found.pixels, (probability * allowed[:, None, None]).argmax(0))
+        changed += int((found.pixels != plain.get(found.id).pixels).sum())
+    assert changed
 
 
 def test_masks_have_the_images_size_whatever_the_view(trained: Tiny, tmp_path: Path) -> None:

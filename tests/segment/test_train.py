@@ -14,7 +14,7 @@ import torch
 from tagseg.artifacts import LabelSet, write_labels
 from tagseg.nets.deeplab import DeepLabV3Plus, Segmenter
 from tagseg.segment import train
-from tagseg.segment.train import PixelLoss, Segment, class_weights, make
+from tagseg.segment.train import PixelLoss, Segment, class_weights, make, undo_weights
 from tagseg.store import Run, Work, stage
 from tagseg.training.loop import Batch
 from tagseg.types import IGNORE, Labels
@@ -135,3 +135,34 @@ def test_weights_enter_loss_and_normaliser_alike() -> None:
     plain, double = PixelLoss(0, torch.ones(4)), PixelLoss(0, torch.full((4,), 2.0))
     assert double.count(one) == 2 * plain.count(one)
     assert double.total(model, one).item() == pytest.approx(2 * plain.total(model, one).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("head", ["v3plus", "largefov"])
+def test_the_loss_weights_are_undone_in_the_finished_scores(head: Literal["v3plus", "largefov"]) -> None:
+    """A network that sees nothing learns w_k f_k / sum w f from weighted pixels; undone, it gives the shares f_k."""
+    shares = torch.tensor([0.9, 0.08, 0.02, 0.0])
+    weights = torch.where(shares > 0, shares.clamp(min=1e-9) ** -0.5, 0.0)
+    model = net(4, head)
+    torch.nn.init.zeros_(model.head.score.weight)
+    bias = model.head.score.bias
+    assert bias is not None
+    learned = torch.tensor([*(weights * shares)[:3].log(), -9.0])
+    bias.data.copy_(learned)
+    undo_weights(model, weights, 0.5)
+    half = bias.detach().clone()
+    undo_weights(model, weights, 0.5)
+    image = torch.zeros(1, 3, 32, 32)
+    found = model(image).softmax(1)[0, :, 0, 0]
+    torch.testing.assert_close(found[1:3] / found[0], shares[1:3] / shares[0])
+    assert bias[3].item() == -9.0  # no pixel had this label: its bias stays
+    torch.testing.assert_close(half, (learned + bias.detach()) / 2)
+
+
+def test_undoing_moves_the_last_bias_alone(trained: Tiny, tmp_path: Path) -> None:
+    run, inputs = Run(tmp_path), trained.prepared.inputs
+    cfg = replace(trained.prepared.cfg.segmenter, width=8)
+    cfg = replace(cfg, schedule=replace(cfg.schedule, max_images=40))
+    labels = painted(run, inputs.tagged, cfg)
+    kept, undone = (train.segmenter(run, inputs.tagged, labels, inputs.pretrained, replace(cfg, undo=u)).tensors()
+                    for u in (0.0, 1.0))
+    assert [name for name in kept if not torch.equal(kept[name], undone[name])] == ["head.score.bias"]

@@ -67,7 +67,7 @@ class Regions:
     }
 
 
-@stage(Weights, version=1)
+@stage(Weights, version=2)
 def train(
     work: Work,
     tagged: TaggedSet,
@@ -96,7 +96,8 @@ def train(
         learn(work, cfg, model, rates, batches, RegionLoss(), len(tagged), draws.names)
     meta = {n: getattr(cfg, n) for n in ("backbone", "stride", "form", "width")}
     write_weights(work, model.state_dict(), {**meta, "size": cfg.augment.size, "classes": list(tagged.classes),
-                                             "has_background": tagged.has_background})  # fmt: skip
+                                             "has_background": tagged.has_background,
+                                             "tag_shares": tagged.tags.mean(0).tolist()})  # fmt: skip
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from tagseg.store import Run
 from tagseg.types import UsageError
 
 TAKES_SALIENCY = True
+FINE = superpixels.Superpixels(scale=50.0)  # for images of 100 pixels, whose objects are small
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Config:
 
     `region_init`, `pixel_init`: each round's networks start from the pretrained weights, or from the round before.
     `again`: how the segmenter looks at the training images for the next seeds (with `again.crf.iterations`, after a
-    CRF). `rounds=0` trains the segmenter on the seeds.
+    CRF). `rounds=0` trains the segmenter on the seeds. `segmenter.undo` is 1, unlike elsewhere: labels of later rounds
+    miss little, and what each round sees too much the next one learns.
     """
 
     classifier: classify.Classify = field(default_factory=classify.Classify)
@@ -42,15 +44,15 @@ class Config:
     saliency_rounds: tuple[int, ...] = (1,)
     posterior: bayes.Posterior = field(default_factory=bayes.Posterior)
     merge: bayes.Merge = field(default_factory=bayes.Merge)
-    segmenter: train.Segment = field(default_factory=train.Segment)
+    segmenter: train.Segment = field(default_factory=lambda: train.Segment(undo=1.0))
     pixel_init: Literal["imagenet", "previous"] = "imagenet"
-    again: segmented.Predict = field(default_factory=segmented.Predict)
+    again: segmented.PredictTagged = field(default_factory=segmented.PredictTagged)
     vote: region_seeds.Vote = field(default_factory=region_seeds.Vote)
     predict: segmented.Predict = field(default_factory=segmented.Predict)
     post: segmented.Predict = field(default_factory=lambda: segmented.slower(256))
 
     BUDGETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "quick": {"post": segmented.slower(96), "rounds": 2},
+        "quick": {"post": segmented.slower(96), "rounds": 2, "superpixels": FINE},
         "paper": {"post": segmented.slower(321)},
     }
 
@@ -98,7 +100,7 @@ def mined(
 ) -> dict[str, Step]:
     """Labels of every region that the miner is sure of; in saliency's rounds also what these make of the saliency."""
     tagged = inputs.tagged
-    likely = mine.probabilities(run, tagged, miner, segments, cfg.ask)
+    likely = mine.probabilities(run, tagged.images(), miner, segments, cfg.ask)
     labels = mine.labels(run, tagged, likely, segments, cfg.mine)
     if t not in cfg.saliency_rounds or not tagged.has_background:
         return {"mined": labels}

@@ -29,6 +29,13 @@ class LargeFov(nn.Module):
             nn.Conv2d(width, width, 1), nn.ReLU(), nn.Dropout(dropout), nn.Conv2d(width, classes, 1))
         _initialise(self)
 
+    @property
+    def score(self) -> nn.Conv2d:
+        """The convolution that gives the logits, as in the other head."""
+        last = self.layers[-1]
+        assert isinstance(last, nn.Conv2d)
+        return last
+
     def forward(self, features: Features) -> Float[Tensor, "n k h w"]:
         """Logits on the grid of the features that it reads."""
         return self.layers(features[self.taps[0]])

@@ -19,6 +19,18 @@ def posterior(prior: Float[np.ndarray, " ..."], obj: Float[np.ndarray, " ..."],
     return found.astype(np.float32)  # mcof Eq. 6
 
 
+def calibrated(saliency: Float[np.ndarray, "h w"], cut: float) -> Float32[np.ndarray, "h w"]:
+    """Saliency whose log-odds are moved so that `cut` becomes .5: a score in [0,1] read as a probability.
+
+    0 and 1 stay what they are; a cut at either end says nothing, and nothing is moved.
+    """
+    if not 0 < cut < 1:
+        return saliency.astype(np.float32)
+    s = saliency.astype(np.float64)
+    for_obj, for_bg = s * (1 - cut), (1 - s) * cut
+    return (for_obj / (for_obj + for_bg)).astype(np.float32)
+
+
 def binned(values: Float[np.ndarray, "k h w"], bins: int) -> Int64[np.ndarray, "k h w"]:
     """The bin of each value, `bins` of equal width over each channel's own range; a constant channel has one bin."""
     low, high = (limit(values, axis=(1, 2), keepdims=True) for limit in (np.min, np.max))

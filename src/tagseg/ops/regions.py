@@ -5,13 +5,15 @@ Regions are superpixel ids int32 (H,W), 0..J-1. A region's label is uint8: 0 bac
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int32, Int64, UInt8
 
 from tagseg.ops.geometry import areas, corners
 from tagseg.types import BACKGROUND, IGNORE
+
+Tags = Literal["bayes", "allow"]
 
 
 def seeds(means: Float[np.ndarray, "j k"], classes: Int64[np.ndarray, " k"], *, fg: float, bg: float,
@@ -30,13 +32,27 @@ def seeds(means: Float[np.ndarray, "j k"], classes: Int64[np.ndarray, " k"], *, 
     return labels.astype(np.uint8)
 
 
-def restricted(shares: Float[np.ndarray, "j c1"], present: Bool[np.ndarray, " c"],
-               has_background: bool = True) -> Float32[np.ndarray, "j c1"]:
-    """Probabilities of background and the C classes held to the image's tags, rows summing to 1.
+def allowance(present: Bool[np.ndarray, " c"], has_background: bool = True,
+              usual: Float[np.ndarray, " c"] | None = None) -> Float32[np.ndarray, " c1"]:
+    """What the probabilities of background and the C classes are multiplied by once an image's tags are known.
+
+    0 for a class that is not tagged. A tagged one gets 1, or with `usual`, the share of images that have the tag, one
+    over it. That is Bayes' rule for p(k | look, tags) where look and tags say their parts independently given k: a
+    class's pixels always come with its tag, those of background as often as the tag does. So what looks like one of
+    ten classes (a body that they share) is not taken for background only because nine of them are not in the image.
+    """
+    weights = present.astype(np.float32)
+    if usual is not None:
+        weights = np.where(present, 1 / np.maximum(usual, 1e-6), 0).astype(np.float32)
+    return np.concatenate([np.array([has_background], np.float32), weights])
+
+
+def restricted(shares: Float[np.ndarray, "j c1"],
+               allowed: Float32[np.ndarray, " c1"]) -> Float32[np.ndarray, "j c1"]:
+    """Probabilities of background and the C classes held to the image's tags (`allowance`), rows summing to 1.
 
     A row that holds nothing of what is allowed stays 0: it says nothing.
     """
-    allowed = np.concatenate([[has_background], present])
     kept = shares * allowed
     total = kept.sum(1, keepdims=True)
     return np.divide(kept, total, out=np.zeros_like(kept), where=total > 0).astype(np.float32)

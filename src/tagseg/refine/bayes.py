@@ -25,9 +25,11 @@ BINS = 100  # of Otsu's rule
 class Posterior:
     """Histograms of `colour`: three channels, `bins` each over its own range in the image, smoothed over `smooth` bins.
 
-    `floor`: every bin gets this share of the pixels. Below `least` mined pixels the posterior is the saliency.
+    `prior`: what p(object) is, the saliency with its log-odds moved so that each image's "otsu" cut is .5, or "raw".
+    `floor`: every bin gets this share of the pixels. Below `least` mined pixels the posterior is the prior.
     """
 
+    prior: Literal["otsu", "raw"] = "otsu"
     colour: Literal["lab", "rgb"] = "lab"
     bins: int = 60
     smooth: float = 1.0
@@ -46,7 +48,7 @@ class Merge:
     disputed: Literal["ignore", "object", "background"] = "ignore"
 
 
-@stage(MapSet, version=1)
+@stage(MapSet, version=2)
 def posterior(work: Work, tagged: TaggedSet, mined: LabelSet, saliency: MapSet, cfg: Posterior) -> None:
     """p(object | colour) of every pixel at the image's size, saliency as prior; an image without tags has no map."""
 
@@ -56,6 +58,8 @@ def posterior(work: Work, tagged: TaggedSet, mined: LabelSet, saliency: MapSet, 
             return ClassMaps(sample, np.zeros(0, np.int64), np.zeros((0, *size), np.float32), size)
         image = tagged.source.read(sample)
         prior = enlarge(saliency.get(sample).scores, size)[0]
+        if cfg.prior == "otsu":
+            prior = bayes.calibrated(prior, cut_of(prior))
         found = bayes.object_share(_channels(image, cfg), prior, (pixels != BACKGROUND) & (pixels != IGNORE),
                                    bins=cfg.bins, sigma=cfg.smooth, floor=cfg.floor, least=cfg.least)  # fmt: skip
         return ClassMaps(sample, np.ones(1, np.int64), found[None].clip(0, 1), size)
@@ -87,7 +91,7 @@ def merged(
         labels, shares = mined.get(sample).pixels, found.get(sample)
         if not len(shares.classes) or not tagged.has_background:
             return Labels(sample, labels)
-        held = regions.restricted(likely.get(sample), tagged.tags_of(sample), tagged.has_background)
+        held = regions.restricted(likely.get(sample), regions.allowance(tagged.tags_of(sample)))
         best = best_class(held, segments.get(sample))
         return Labels(sample, merge(labels, above(shares.scores[0], cfg), best, cfg.disputed))
 
@@ -100,8 +104,13 @@ def merged(
 def above(share: Float32[np.ndarray, "h w"], cfg: Merge) -> Bool[np.ndarray, "h w"]:
     """Where the posterior says object."""
     if cfg.threshold == "otsu":
-        return share >= np.float32(otsu(np.histogram(share, BINS, (0.0, 1.0))[0].astype(np.float64)))
+        return share >= np.float32(cut_of(share))
     return share >= np.float32(cfg.threshold)
+
+
+def cut_of(scores: Float32[np.ndarray, "h w"]) -> float:
+    """Otsu's cut of the scores in [0,1] of an image."""
+    return otsu(np.histogram(scores, BINS, (0.0, 1.0))[0].astype(np.float64))
 
 
 def best_class(held: Float32[np.ndarray, "j c1"], ids: I32) -> UInt8[np.ndarray, "h w"]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tagseg.artifacts import LabelSet, RegionSet, SuperpixelSet, Weights, write_labels, write_regions
-from tagseg.data.index import TaggedSet
+from tagseg.data.index import Images, TaggedSet
 from tagseg.inference import Network, Seen, Size, Views, net_shape, predict
 from tagseg.nets.backbones import build
 from tagseg.nets.region_net import SIDE, RegionNet
@@ -39,15 +39,17 @@ class Ask:
 class Mine:
     """`keep`: a region is labelled where its best probability, held to the tags, reaches this.
 
-    `keep_tag`: a present class that would vanish keeps its likeliest region.
+    `tags`: how tags change what the network says of a region: "bayes" by Bayes' rule, from how often each tag is given;
+    "allow" leaves out what is not tagged. `keep_tag`: a present class that would vanish keeps its likeliest region.
     """
 
     keep: float = 0.6
+    tags: regions.Tags = "bayes"
     keep_tag: bool = True
 
 
-@stage(RegionSet, version=1)
-def probabilities(work: Work, tagged: TaggedSet, miner: Weights, segments: SuperpixelSet, cfg: Ask) -> None:
+@stage(RegionSet, version=2)
+def probabilities(work: Work, images: Images, miner: Weights, segments: SuperpixelSet, cfg: Ask) -> None:
     """p(k | region) of background and all classes, for every region of every image; tags are not looked at."""
     model = load(miner)
     network = shown(model)
@@ -65,10 +67,10 @@ def probabilities(work: Work, tagged: TaggedSet, miner: Weights, segments: Super
 
     def produce(ids: list[str]) -> Iterator[tuple[str, F32]]:
         views = Views(cfg.size, (1.0,), flip=False, batch=cfg.batch)
-        yield from work.map(one, predict(work, network, tagged.source, ids, views, device=cfg.device,
+        yield from work.map(one, predict(work, network, images.source, ids, views, device=cfg.device,
                                          precision=cfg.precision, out_size=grid))  # fmt: skip
 
-    write_regions(work, tagged.ids, produce, {"classes": list(tagged.classes)})
+    write_regions(work, images.ids, produce, {n: miner.meta[n] for n in ("classes", "tag_shares")})
 
 
 def shown(model: RegionNet) -> Network:
@@ -89,7 +91,7 @@ def shares(model: RegionNet, features: Tensor, ids: I32, in_size: Size) -> F32:
     return logits[0].softmax(1).numpy()
 
 
-@stage(LabelSet, version=1)
+@stage(LabelSet, version=2)
 def labels(work: Work, tagged: TaggedSet, likely: RegionSet, segments: SuperpixelSet, cfg: Mine) -> None:
     """The likeliest label of every region, held to the image's tags; 255 where it is not likely enough."""
 
@@ -97,7 +99,7 @@ def labels(work: Work, tagged: TaggedSet, likely: RegionSet, segments: Superpixe
         present, ids = tagged.tags_of(sample), segments.get(sample)
         if not present.any():
             return Labels(sample, np.full(ids.shape, BACKGROUND if tagged.has_background else IGNORE, np.uint8))
-        held = regions.restricted(likely.get(sample), present, tagged.has_background)  # mcof Eq. 5
+        held = with_tags(likely, tagged, sample, cfg.tags)
         found = regions.confident(held, keep=cfg.keep, present=present, keep_tag=cfg.keep_tag)
         return Labels(sample, found[ids])
 
@@ -105,6 +107,13 @@ def labels(work: Work, tagged: TaggedSet, likely: RegionSet, segments: Superpixe
         yield from work.map(one, ids)
 
     write_labels(work, tagged.ids, produce, {"classes": list(tagged.classes), "keep": cfg.keep})
+
+
+def with_tags(likely: RegionSet, tagged: TaggedSet, sample: str, tags: regions.Tags) -> F32:
+    """Probabilities (J,C+1) of an image's regions now that its tags are known; rows of what none allows are 0."""
+    usual = np.array(likely.meta["tag_shares"]) if tags == "bayes" else None
+    return regions.restricted(  # mcof Eq. 5
+        likely.get(sample), regions.allowance(tagged.tags_of(sample), tagged.has_background, usual))
 
 
 def load(weights: Weights) -> RegionNet:

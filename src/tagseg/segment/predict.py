@@ -13,11 +13,11 @@ from tagseg.artifacts import LabelSet, Weights, write_labels
 from tagseg.data.index import TaggedSet
 from tagseg.inference import Network, Seen, Views, count, predict
 from tagseg.nets.deeplab import Segmenter
-from tagseg.ops import crf
+from tagseg.ops import crf, regions
 from tagseg.ops.geometry import resample
 from tagseg.segment.train import load
 from tagseg.store import Work, stage
-from tagseg.types import F32, U8, Bool, Labels
+from tagseg.types import F32, U8, Labels
 
 Size = tuple[int, int]
 
@@ -50,6 +50,13 @@ class Predict:
     }
 
 
+@dataclass(frozen=True)
+class PredictTagged(Predict):
+    """For images whose tags are known. `tags`: "bayes", how often each tag is given counts; "allow", tags only hold."""
+
+    tags: regions.Tags = "bayes"
+
+
 def slower(size: int) -> Predict:
     """`val_post`: three scales, mirror images and the CRF, for a network that was trained at this size."""
     return Predict(Views(size=size, scales=(1.0, 0.75, 1.25)), EdgeCrf(iterations=10))
@@ -61,22 +68,23 @@ def labels(work: Work, images: TaggedSet, segmenter: Weights, cfg: Predict) -> N
     _write(work, images, segmenter, cfg, lambda sample: None)
 
 
-@stage(LabelSet, version=1)
-def restricted(work: Work, tagged: TaggedSet, segmenter: Weights, cfg: Predict) -> None:
+@stage(LabelSet, version=2)
+def restricted(work: Work, tagged: TaggedSet, segmenter: Weights, cfg: PredictTagged) -> None:
     """The same, held to background and the tags of each image: for training images, whose tags are known."""
     shift = 0 if tagged.has_background else 1
+    usual = np.array(segmenter.meta["tag_shares"]) if cfg.tags == "bayes" else None
 
-    def allowed(sample: str) -> Bool | None:
+    def allowed(sample: str) -> F32 | None:
         present = tagged.tags_of(sample)
-        if not present.any():
-            return None if shift else np.concatenate([[True], present])
-        return present if shift else np.concatenate([[True], present])
+        if shift and not present.any():
+            return None
+        return regions.allowance(present, not shift, usual)[shift:]
 
     _write(work, tagged, segmenter, cfg, allowed)
 
 
 def _write(
-    work: Work, images: TaggedSet, segmenter: Weights, cfg: Predict, allowed: Callable[[str], Bool | None]
+    work: Work, images: TaggedSet, segmenter: Weights, cfg: Predict, allowed: Callable[[str], F32 | None]
 ) -> None:
     """Labels of every image among the outputs that are allowed (None: all)."""
     meta, views = segmenter.meta, count(cfg.views)
@@ -100,11 +108,11 @@ def _write(
     write_labels(work, images.ids, produce, {"classes": meta["classes"], "has_background": meta["has_background"]})
 
 
-def held(probability: F32, allowed: Bool) -> F32:
-    """Probabilities (K,H,W) with 0 for what is not allowed, summing to 1; evenly shared where nothing was left."""
+def held(probability: F32, allowed: F32) -> F32:
+    """Probabilities (K,H,W) times what tags allow (0: nothing), summing to 1; as `allowed` where nothing was left."""
     kept = probability * allowed[:, None, None]
     total = kept.sum(0)
-    even = (allowed / max(int(allowed.sum()), 1)).astype(np.float32)[:, None, None]
+    even = (allowed / max(allowed.sum(), 1e-12))[:, None, None]
     return np.where(total > 0, kept / np.where(total > 0, total, 1), even)
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tagseg.artifacts import LabelSet, Weights, write_weights
+from tagseg.config import added
 from tagseg.data.index import TaggedSet
 from tagseg.data.loader import Augment, drawn_from, prefetched
 from tagseg.data.weights import Pretrained
@@ -30,6 +31,9 @@ class Segment:
     """`head`: "v3plus" (DeepLab v3+, fine features joined) or "largefov"; `positives`: least share of tagged draws.
 
     `balance`: each class counts by 1/sqrt of its share of labelled pixels; without it rare classes are learned last.
+    `undo`: how much of these weights the finished scores are rid of again. 1: the network gives a class the share that
+    it has of the labels, which is right where these are complete; 0: objects are seen more often than labels say, which
+    makes up for labels that miss some.
     """
 
     backbone: str = "auto"
@@ -40,6 +44,7 @@ class Segment:
     schedule: Schedule = field(default_factory=lambda: Schedule(4.0, min_images=2400, max_images=6000, batch=8))
     positives: float = 0.5
     balance: bool = True
+    undo: float = added(0.0)
     seed: int | Auto = "auto"
     device: str = "auto"
     precision: str = "auto"
@@ -96,14 +101,14 @@ class PixelLoss:
         return F.cross_entropy(full, target, weights, ignore_index=IGNORE, reduction="sum")  # cam Eq. 11  # mcof Eq. 9
 
 
-@stage(Weights, version=2)
+@stage(Weights, version=3)
 def segmenter(work: Work, tagged: TaggedSet, labels: LabelSet, pretrained: Pretrained, cfg: Segment) -> None:
     """Train from pretrained weights on `labels`; tags only steer how often an image is drawn."""
     torch.manual_seed(int(cfg.seed))
     _trained(work, tagged, labels, make(cfg, outputs(tagged), pretrained.start), cfg)
 
 
-@stage(Weights, version=1)
+@stage(Weights, version=2)
 def onward(work: Work, tagged: TaggedSet, labels: LabelSet, before: Weights, cfg: Segment) -> None:
     """The same, going on from a trained segmenter."""
     torch.manual_seed(int(cfg.seed))
@@ -124,6 +129,7 @@ def _trained(work: Work, tagged: TaggedSet, labels: LabelSet, model: Segmenter, 
     rates = optimiser(cfg.schedule, list(model.backbone.parameters()), list(model.head.parameters()))
     with prefetched(draws) as batches:
         learn(work, cfg, model, rates, batches, PixelLoss(shift, weights), len(tagged), draws.names)
+    undo_weights(model, weights, cfg.undo)
     write_weights(
         work,
         model.state_dict(),
@@ -136,6 +142,7 @@ def _trained(work: Work, tagged: TaggedSet, labels: LabelSet, model: Segmenter, 
             "crops": [list(crop) for crop in draws.shapes.crops],
             "classes": list(tagged.classes),
             "has_background": tagged.has_background,
+            "tag_shares": tagged.tags.mean(0).tolist(),
         },
     )
 
@@ -148,6 +155,17 @@ def class_weights(labels: LabelSet, ids: tuple[str, ...], outputs: int, shift: i
     found = counts[shift : shift + outputs].astype(np.float64)
     rough = np.where(found > 0, found.clip(1) ** -0.5 if balance else 1.0, 0.0)
     return torch.tensor(rough * found.sum() / max((rough * found).sum(), 1e-12), dtype=torch.float32)
+
+
+@torch.no_grad()
+def undo_weights(model: Segmenter, weights: Tensor, share: float) -> None:
+    """Take class weights (K,) of the loss out of the scores: trained with them softmax gives w_k p_k / sum w p, not p.
+
+    Classes that no pixel was labelled with keep their bias.
+    """
+    bias = model.head.score.bias
+    assert bias is not None
+    bias -= share * torch.where(weights > 0, weights, 1.0).log().to(bias)
 
 
 def _pixels(labels: LabelSet, sample: str) -> Any:
