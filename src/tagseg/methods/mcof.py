@@ -17,7 +17,6 @@ from tagseg.store import Run
 from tagseg.types import UsageError
 
 TAKES_SALIENCY = True
-FINE = superpixels.Superpixels(scale=50.0)  # for images of 100 pixels, whose objects are small
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Config:
     post: segmented.Predict = field(default_factory=lambda: segmented.slower(256))
 
     BUDGETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "quick": {"post": segmented.slower(96), "rounds": 2, "superpixels": FINE},
+        "quick": {"post": segmented.slower(96), "rounds": 2},
         "paper": {"post": segmented.slower(321)},
     }
 

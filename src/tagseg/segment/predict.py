@@ -97,6 +97,7 @@ def _write(
             probability = held(probability, kept)
         if cfg.crf.iterations:
             probability = sharpened(seen.image, probability, cfg.crf)  # cam Eq. 13
+            probability = probability if kept is None else held(probability, (kept > 0).astype(np.float32))
         best = probability.argmax(0)  # cam Eq. 12
         return Labels(seen.id, (best + shift).astype(np.uint8), np.round(255 * probability.max(0)).astype(np.uint8))
 
