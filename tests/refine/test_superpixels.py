@@ -86,14 +86,6 @@ def test_the_least_size_of_a_region_grows_with_the_image() -> None:
     assert np.bincount(segment(noise.repeat(2, 1).repeat(2, 2), cfg).ravel()).min() >= 80
 
 
-@pytest.mark.parametrize(("side", "scale"), [(64, 32.0), (100, 50.0), (200, 100.0), (320, 100.0)])
-def test_the_scale_shrinks_with_the_side_of_a_small_image(side: int, scale: float) -> None:
-    blobs = np.random.default_rng(1).random((3, 12, 12), np.float32)
-    photo = np.round(255 * enlarge(blobs, (side, side))).astype(np.uint8)
-    expected = ops.felzenszwalb(photo, scale=scale, sigma=0.8, min_size=max(1, round(50 * side**2 / 300**2)))
-    assert np.array_equal(segment(photo, Superpixels()), expected)
-
-
 # ------------------------------------------------------------------------------------------------------ smoothing
 
 

@@ -16,7 +16,6 @@ from tagseg.store import Run, Work, stage
 from tagseg.types import F32, I32, U8, ClassMaps, DataError
 
 REFERENCE = 300 * 300  # pixels; `Superpixels.min_size` is meant for a photo of this area
-SMALL = 200  # pixels of a side; below it `Superpixels.scale` shrinks with the side
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,8 @@ class Superpixels:
 
     `regions` (slic, grid) is their number at any size. `min_size` (felzenszwalb) is for a photo of 300x300 pixels and
     grows with the area; `scale` and `sigma` do not, because grey steps between pixels fade as a copy grows: so counts
-    stayed within a fifth from 200 to 450 pixels on the photos tried. Below 200 they would halve by 64; there `scale`
-    shrinks with the side. The defaults give 50-400 regions, mostly about 200.
+    stayed within a fifth from 200 to 450 pixels on the photos tried, and halved at 100. The defaults give 50-400
+    regions, mostly about 200.
     """
 
     kind: Literal["felzenszwalb", "slic", "grid"] = "felzenszwalb"
@@ -54,7 +53,7 @@ def segments(run: Run, tagged: TaggedSet, cfg: Superpixels) -> SuperpixelSet:
     return cut(run, tagged.images(), cfg)
 
 
-@stage(SuperpixelSet, version=2)
+@stage(SuperpixelSet, version=1)
 def cut(work: Work, images: Images, cfg: Superpixels) -> None:
     """Superpixels of every image; the identity is made of the images and the config alone."""
 
@@ -73,9 +72,8 @@ def segment(image: U8, cfg: Superpixels) -> I32:
         return superpixels.grid((image.shape[1], image.shape[2]), regions=cfg.regions)
     if cfg.kind == "slic":
         return superpixels.slic(image, regions=cfg.regions, compactness=cfg.compactness)
-    area = image.shape[1] * image.shape[2]
-    scale, min_size = cfg.scale * min(1.0, area**0.5 / SMALL), max(1, round(cfg.min_size * area / REFERENCE))
-    return superpixels.felzenszwalb(image, scale=scale, sigma=cfg.sigma, min_size=min_size)
+    min_size = max(1, round(cfg.min_size * image.shape[1] * image.shape[2] / REFERENCE))
+    return superpixels.felzenszwalb(image, scale=cfg.scale, sigma=cfg.sigma, min_size=min_size)
 
 
 @stage(MapSet, version=1)
