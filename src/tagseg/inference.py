@@ -55,13 +55,17 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A module in eval mode and how to read it: `read(output, in_size, out_size)` brings its grid to (1,K,h,w)."""
+    """A module in eval mode and how to read it: `read(output, in_size, out_size)` brings its grid to (1,K,h,w).
+
+    `rewrite`: whether its batch norms may be folded; not where a module reads the layers of another one.
+    """
 
     module: nn.Module
     preprocess: Preprocess
     read: Read
     channels: int
     min_size: int = 32
+    rewrite: bool = True
 
 
 class _Batch(NamedTuple):
@@ -214,6 +218,8 @@ def _rewritten(network: Network, device: str, precision: str) -> nn.Module:
     """A faster copy: batch norm folded, channels last, and what else the device and the precision allow."""
     side = 16 * -(-max(64, network.min_size) // 16)
     example = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    if not network.rewrite:
+        return copy.deepcopy(network.module).to(device)
     module = folded(copy.deepcopy(network.module).cpu(), example)
     if precision == "bf16":
         for conv in (part for part in module.modules() if isinstance(part, nn.Conv2d)):

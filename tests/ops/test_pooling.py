@@ -44,3 +44,13 @@ def test_settings_out_of_range_are_refused() -> None:
         lse(PAIR, 0.0)
     with pytest.raises(UsageError, match=r"\(0, 1\]"):
         topk(PAIR, 1.5)
+
+
+def test_dfs_s7_12_log_sum_exp_by_hand_between_mean_and_maximum() -> None:
+    pair = torch.tensor([0.0, 2.0], dtype=torch.float64).view(1, 1, 1, 2)
+    assert lse(pair, 4.0).item() == pytest.approx(1.8268, abs=5e-5)
+    maps = torch.randn(2, 3, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(lse(maps, 1e-6), gap(maps), atol=1e-5)
+    assert torch.allclose(lse(maps, 1e6), maps.amax((2, 3)), atol=1e-4)
+    mixed = maps.flatten(2)[:, :, torch.randperm(20)].view_as(maps)
+    assert torch.allclose(lse(mixed, 4.0), lse(maps, 4.0))

@@ -6,8 +6,9 @@ The mirror owns no filters: `tie="shared"` reads the encoder's parameters at eve
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -21,6 +22,7 @@ from tagseg.types import UsageError
 
 Rectify = Literal["relu", "mask", "guided", "none"]
 Size = tuple[int, int]
+Signals = Callable[[Tensor], Sequence[Tensor]]
 FIRST = "first"  # the grid behind the first convolution of a plain chain
 
 
@@ -155,6 +157,10 @@ def rectified(v: Tensor, active: Tensor, rule: Rectify) -> Tensor:
     return F.relu(v) if rule in ("relu", "guided") else v
 
 
+def _itself(top: Tensor) -> list[Tensor]:
+    return [top]
+
+
 def _effective(step: Step) -> Tensor:
     """A copy of the filters as their batch norm scales them."""
     scale, weight = gain(step.norm), step.conv.weight.detach().clone()
@@ -187,12 +193,12 @@ class Mirror(nn.Module):
         if cfg.route == "vjp":
             obey(backbone, self.way)
 
-    def forward(self, x: Float[Tensor, "n 3 h w"]) -> tuple[Tensor, list[Tensor]]:
-        """The top (n,d,h',w') and the levels."""
+    def forward(self, x: Float[Tensor, "n 3 h w"], signals: Signals = _itself) -> tuple[Tensor, list[list[Tensor]]]:
+        """The top (n,d,h',w'), and for each signal that `signals` makes of it (one: itself) the levels."""
         if self.cfg.route == "vjp":
-            return self._by_autograd(x)
+            return self._by_autograd(x, signals)
         top, traces = encoded(x, self.parts)
-        return top, self.back(top, traces)
+        return top, [self.back(signal, traces) for signal in signals(top)]
 
     def back(self, top: Tensor, traces: Sequence[Trace]) -> list[Tensor]:
         """The levels, finest first, of a signal on the grid of the top."""
@@ -227,30 +233,40 @@ class Mirror(nn.Module):
         return F.conv_transpose2d(v if scale is None else v * scale, weight, bias, padding=padding,  # type: ignore[arg-type]
                                   dilation=dilation)
 
-    def _by_autograd(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def _by_autograd(self, x: Tensor, signals: Signals) -> tuple[Tensor, list[list[Tensor]]]:
         """The same by vector-Jacobian products between neighbouring grids; works without grad mode, too."""
         learning = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), nullcontext() if learning else only():
             frozen = not any(p.requires_grad for p in self.backbone.parameters())
-            points = self._points(x.clone().requires_grad_(True) if frozen else x.clone())
-            v, found = points[-1] if learning else points[-1].detach(), list[Tensor]()
-            for low, high in zip(reversed(points[:-1]), reversed(points[1:]), strict=True):
-                with self.way.back():
-                    (v,) = torch.autograd.grad(high, low, v, create_graph=learning, retain_graph=True)
-                v = F.relu(v) if self.cfg.rectify == "relu" else v
-                found.append(v)
-        return (points[-1], found[::-1]) if learning else (points[-1].detach(), [v.detach() for v in found[::-1]])
+            points = self.points(x.clone().requires_grad_(True) if frozen else x.clone())
+            top = points[-1] if learning else points[-1].detach()
+            found = [self._pulled(signal, points, learning) for signal in signals(top)]
+        return top, found if learning else [[v.detach() for v in one] for one in found]
 
-    def _points(self, x: Tensor) -> list[Tensor]:
+    def _pulled(self, v: Tensor, points: Sequence[Tensor], learning: bool) -> list[Tensor]:
+        found = list[Tensor]()
+        for low, high in zip(reversed(points[:-1]), reversed(points[1:]), strict=True):
+            with self.way.back() if learning else nullcontext():
+                (v,) = torch.autograd.grad(high, low, v, create_graph=learning, retain_graph=True)
+            v = F.relu(v) if self.cfg.rectify == "relu" else v
+            found.append(v)
+        return found[::-1]
+
+    def points(self, x: Tensor) -> list[Tensor]:
         """The features where levels lie, finest first, and the top."""
-        first = list[Tensor]()
-        named = [name for name in self.names if name != FIRST]
-        if FIRST in self.names:
-            hook = _first_relu(self.backbone).register_forward_hook(lambda module, given, out: first.append(out))
-        features = self.backbone(x, named)
-        if FIRST in self.names:
-            hook.remove()
-        return [*first[:1], *(features[name] for name in named)]
+        if FIRST not in self.names:
+            features = self.backbone(x, self.names)
+            return [features[name] for name in self.names]
+        found, body = list[Tensor](), self.backbone.body
+        assert isinstance(body, Chain)
+        for name, stage in body.stages.items():
+            for layer in stage if isinstance(stage, nn.Sequential) else [stage]:
+                x = layer(x)
+                if not found and isinstance(layer, nn.ReLU | TwoWay):
+                    found.append(x)
+            if name in self.names:
+                found.append(x)
+        return found
 
 
 def names_of(backbone: Backbone) -> tuple[str, ...]:
@@ -262,14 +278,15 @@ def names_of(backbone: Backbone) -> tuple[str, ...]:
     known = [tap.name for tap in backbone.taps]
     pools = [name for name in known if name.startswith("pool")]
     if pools:
-        finest = FIRST if _is_plain(backbone) else known[0]
+        finest = FIRST if is_plain(backbone) else known[0]
         return tuple(dict.fromkeys([finest, *pools, *([] if known[-1].startswith("pool") else known[-1:])]))
     wanted = ("stride2", "stride4", "stride8", "block4", "last")
     taps = {backbone.tap(name).name for name in wanted if name in (*known, *backbone.aliases)}
     return tuple(name for name in known if name in taps)
 
 
-def _is_plain(backbone: Backbone) -> bool:
+def is_plain(backbone: Backbone) -> bool:
+    """Whether a network can be walked backwards step by step."""
     try:
         blocks(backbone)
     except UsageError:
@@ -283,15 +300,17 @@ def _grid(backbone: Backbone, name: str) -> Tap:
     return Tap(FIRST, blocks(backbone)[0].steps[0].conv.out_channels, 1, 0.0)
 
 
-def _first_relu(backbone: Backbone) -> nn.Module:
-    """The module whose output is that of the first convolution."""
-    return next(part for part in backbone.modules() if isinstance(part, nn.ReLU | TwoWay))
-
-
 # ---- ReLUs of the vjp route ----
 
+_HERE = threading.local()  # `alone`: graphs that this thread makes carry nothing but the mirror's gradients
+
+
 class Way:
-    """Whether a gradient that comes by belongs to the mirror: then ReLUs follow its rule, else their derivative."""
+    """Whose a gradient is that comes by a ReLU: the mirror's, which has a rule of its own, or the loss's.
+
+    In training both pass through one graph, and `back` says which it is. A graph that was made within `only` carries
+    the mirror's alone: many threads predict with one network, and none may switch for another.
+    """
 
     def __init__(self, rule: Rectify) -> None:
         self.rule = rule
@@ -299,7 +318,7 @@ class Way:
 
     @contextmanager
     def back(self) -> Iterator[None]:
-        """Within, ReLUs follow the mirror's rule."""
+        """Within, gradients are the mirror's."""
         self.on = True
         try:
             yield
@@ -307,20 +326,30 @@ class Way:
             self.on = False
 
 
+@contextmanager
+def only() -> Iterator[None]:
+    """Graphs that this thread makes within belong to the mirror."""
+    _HERE.alone = True
+    try:
+        yield
+    finally:
+        _HERE.alone = False
+
+
 class _Rectifier(torch.autograd.Function):
-    """max(x, 0), cut at `top`; its backward is the mirror's rule while the way is on."""
+    """max(x, 0), cut at `top`; its backward is the mirror's rule or the derivative."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, top: float, way: Way) -> Tensor:
         out = x.clamp(0, top)
         ctx.save_for_backward(out)
-        ctx.top, ctx.way = top, way
+        ctx.top, ctx.way, ctx.alone = top, way, getattr(_HERE, "alone", False)
         return out
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None, None]:
         (out,) = ctx.saved_tensors
-        rule = ctx.way.rule if ctx.way.on else "mask"
+        rule = ctx.way.rule if ctx.alone or ctx.way.on else "mask"
         if rule in ("mask", "guided"):
             v = v * ((out > 0) & (out < ctx.top))
         return (F.relu(v) if rule in ("relu", "guided") else v), None, None
