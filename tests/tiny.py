@@ -11,15 +11,18 @@ from tagseg.runs.setup import Prepared, Request, prepare
 from tagseg.store import Run
 
 DATA = "scenes:basic?train=24&val=12&size=48"
-SETS = (
+CLASSIFIER = (
     "classifier.stride=16",
     "classifier.augment.size=48",
     "classifier.schedule.min_images=0",
     "classifier.schedule.max_images=192",
     "classifier.schedule.batch=8",
-    "cam.views.size=48",
     "point.few=2",
     "point.pairs=20",
+)
+SETS = (
+    *CLASSIFIER,
+    "cam.views.size=48",
     "segmenter.stride=16",
     "segmenter.width=16",
     "segmenter.augment.size=48",
@@ -71,15 +74,31 @@ OWN = {
         "posterior.least=10",
         "again.views.size=48",
     ),
+    "dfs": (
+        *(f"{part}.augment.size=48" for part in ("heads", "joint")),
+        *(f"{part}.schedule.min_images=0" for part in ("heads", "joint")),
+        *(f"{part}.schedule.max_images=96" for part in ("heads", "joint")),
+        *(f"{part}.schedule.batch=8" for part in ("heads", "joint")),
+        "maps.views.size=48",
+        "crf.iterations=2",
+        "predict.maps.views.size=48",
+        "predict.crf.iterations=1",
+        "post.maps.views.size=48",
+        "post.maps.views.scales=[1.0]",
+        "post.maps.smooth=0.7",
+        "post.crf.iterations=1",
+    ),
 }
+COMMON = {"dfs": CLASSIFIER}  # it has neither cam's maps nor a segmenter
 
 
 def request(
     out: Path, *, method: str = "cam", data: str = DATA, sets: tuple[str, ...] = (), **more: Any
 ) -> Request:  # fmt: skip
     """The tiny run of a method; `sets` come after the tiny ones and win."""
-    asked = Request(method, data, out, budget="quick", backbone="small", sets=(*SETS, *OWN[method], *sets),
-                    device="cpu", precision="fp32", workers=1)
+    given = (*COMMON.get(method, SETS), *OWN[method], *sets)
+    asked = Request(method, data, out, budget="quick", backbone="small", sets=given, device="cpu", precision="fp32",
+                    workers=1)
     return replace(asked, **more)
 
 

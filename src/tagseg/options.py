@@ -22,7 +22,7 @@ def names(text: str) -> tuple[str, ...]:
 
 def asked(command: argparse.ArgumentParser) -> None:
     """What `run` and `plan` take."""
-    command.add_argument("method", metavar="METHOD", help="cam, esol or mcof")
+    command.add_argument("method", metavar="METHOD", help="cam, dfs, esol or mcof")
     command.add_argument(
         "data", metavar="DATA", help="a folder of images with tags.csv, one folder a class, or scenes:NAME"
     )

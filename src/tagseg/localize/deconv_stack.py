@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tagseg.artifacts import MapSet, Weights, write_maps, write_weights
+from tagseg.artifacts import MapSet, Scores, Weights, write_maps, write_scores, write_weights
 from tagseg.data.index import TaggedSet
 from tagseg.data.loader import Augment, Draws, drawn_from, prefetched
-from tagseg.inference import Network, Views, predict
+from tagseg.inference import Network, Views, count, predict
 from tagseg.localize import classify
 from tagseg.localize.classify import tag_losses
 from tagseg.nets.backbones import Backbone, Tap, build, freeze_batch_norm
@@ -26,7 +26,7 @@ from tagseg.ops.scores import normalise
 from tagseg.store import Work, stage
 from tagseg.training.loop import Batch, learn
 from tagseg.training.schedule import Auto, Schedule, optimiser, steps
-from tagseg.types import ClassMaps, UsageError
+from tagseg.types import F32, Bool, ClassMaps, UsageError
 
 Size = tuple[int, int]
 BATCHES = 8  # batches that the choice of levels looks at
@@ -75,15 +75,15 @@ class StackNet(nn.Module):
         freeze_batch_norm(backbone)
         route = cfg.route if cfg.route != "any" else "conv" if is_plain(backbone) else "vjp"
         self.mirror = Mirror(backbone, Mirroring(route, cfg.rectify, cfg.tie, cfg.bias, cfg.unpool))
-        count = len(self.mirror.grids)
-        self.levels = chosen(cfg.levels, count)
+        many = len(self.mirror.grids)
+        self.levels = chosen(cfg.levels, many)
         norms = [nn.BatchNorm2d(g.channels) if cfg.norm == "bn" else nn.Identity() for g in self.mirror.grids]
         self.norms = nn.ModuleList(norms)
         self.heads = nn.ParameterList(torch.empty(classes, g.channels) for g in self.mirror.grids)
         for head in self.heads:
             nn.init.normal_(head, std=0.01)
         self.bias = nn.Parameter(torch.zeros(classes))
-        self.gates = nn.ParameterList([torch.full((count,), 2.0)] if cfg.select == "learned" else [])
+        self.gates = nn.ParameterList([torch.full((many,), 2.0)] if cfg.select == "learned" else [])
         self.aux = nn.Linear(self.mirror.top.channels, classes)
         nn.init.normal_(self.aux.weight, std=0.01)
 
@@ -137,12 +137,12 @@ class StackNet(nn.Module):
         return F.conv2d(self.norms[b - 1](level), head[:, :, None, None])  # dfs Eq. 7
 
 
-def chosen(levels: tuple[int, ...], count: int) -> tuple[int, ...]:
+def chosen(levels: tuple[int, ...], many: int) -> tuple[int, ...]:
     """The levels that are taken, ascending; `UsageError` for one that the network does not have."""
-    if not set(levels) <= set(range(1, count + 1)):
-        raise UsageError(f"stack.levels: found {list(levels)}, expected some of 1 (finest) to {count}, the levels that "
+    if not set(levels) <= set(range(1, many + 1)):
+        raise UsageError(f"stack.levels: found {list(levels)}, expected some of 1 (finest) to {many}, the levels that "
                          "this network has; none named: all")
-    return tuple(sorted(set(levels))) or tuple(range(1, count + 1))
+    return tuple(sorted(set(levels))) or tuple(range(1, many + 1))
 
 
 # ---- training ----
@@ -324,17 +324,38 @@ def load(weights: Weights, classes: tuple[str, ...]) -> StackNet:
     return model.eval()
 
 
+@dataclass(frozen=True)
+class Finish:
+    """Nothing to set."""
+
+
+@stage(Weights, version=1)
+def finished(work: Work, tagged: TaggedSet, stack: Weights, point: Scores, cfg: Finish) -> None:
+    """The stack with all that prediction needs: where maps are cut, and whether images without any class are usual."""
+    more = {"threshold": point.read()["threshold"], "has_background": tagged.has_background,
+            "negatives": bool((~tagged.training().tags.any(1)).any())}
+    write_weights(work, stack.tensors(), {**stack.meta, **more})
+
+
+@stage(Scores, version=1)
+def cut(work: Work, model: Weights, cfg: Finish) -> None:
+    """The operating point that a finished stack carries."""
+    write_scores(work, {"threshold": model.meta["threshold"], "origin": "auto"})
+
+
 # ---- maps ----
 
 @dataclass(frozen=True)
 class StackMaps:
     """`smooth`: standard deviation, in cells of the finest level, of a Gaussian over the maps: unpooled maps are
-    sparse. `grid`: maps are stored at 1/grid of the image's sides.
+    sparse. `grid`: maps are stored at 1/grid of the image's sides. `always`: whether an image whose tags are not known
+    gets its likeliest class where no class is likely: "usual", unless there were images without any tag to learn from.
     """
 
     views: Views = field(default_factory=lambda: Views(size=384))
     smooth: float = 0.5
     grid: int = 2
+    always: Literal["usual", "yes", "no"] = "usual"
     device: str = "auto"
     precision: str = "auto"
 
@@ -347,21 +368,42 @@ class StackMaps:
 @stage(MapSet, version=1)
 def maps(work: Work, tagged: TaggedSet, stack: Weights, cfg: StackMaps) -> None:
     """Maps of the tagged classes of every image: summed over views, then divided by their maximum."""
-    network = network_of(load(stack, tagged.classes), cfg.smooth)
     present = dict(zip(tagged.ids, tagged.tags, strict=True))
+    _write(work, tagged, load(stack, tagged.classes), cfg, lambda sample, logits: present[sample])
+
+
+@stage(MapSet, version=1)
+def predicted(work: Work, images: TaggedSet, model: Weights, cfg: StackMaps) -> None:
+    """The same of images whose tags are not known: of the classes whose score is above 0."""
+    forced = cfg.always == "yes" or (cfg.always == "usual" and not model.meta["negatives"])
+    _write(work, images, load(model, tuple(model.meta["classes"])), cfg, lambda sample, logits: likely(logits, forced))
+
+
+def likely(logits: F32, forced: bool) -> Bool:
+    """Which classes (C,) an image has by its scores; the best one where none is above 0 and one is `forced`."""
+    found: Bool = logits > 0
+    if forced and not found.any():
+        found[logits.argmax()] = True
+    return found
+
+
+def _write(work: Work, images: TaggedSet, model: StackNet, cfg: StackMaps,
+           present: Callable[[str, F32], Bool]) -> None:
+    network = network_of(model, cfg.smooth)
+    views = count(cfg.views)
 
     def grid(size: Size) -> Size:
         return math.ceil(size[0] / cfg.grid), math.ceil(size[1] / cfg.grid)
 
     def produce(ids: list[str]) -> Iterator[ClassMaps]:
-        seen = predict(work, network, tagged.source, ids, cfg.views, device=cfg.device, precision=cfg.precision,
-                       out_size=grid)
-        for one in seen:
-            classes, found = np.flatnonzero(present[one.id]), np.asarray(one.values.numpy(), np.float32)
-            yield ClassMaps(one.id, classes.astype(np.int64) + 1, normalise(found[classes]),
+        for one in predict(work, network, images.source, ids, cfg.views, device=cfg.device, precision=cfg.precision,
+                           out_size=grid):  # fmt: skip
+            values = np.asarray(one.values.numpy(), np.float32)
+            classes = np.flatnonzero(present(one.id, values[model.classes :, 0, 0] / np.float32(views)))
+            yield ClassMaps(one.id, classes.astype(np.int64) + 1, normalise(values[classes]),
                             (one.image.shape[1], one.image.shape[2]))  # fmt: skip
 
-    write_maps(work, tagged.ids, produce, {"classes": list(tagged.classes), "grid": cfg.grid})
+    write_maps(work, images.ids, produce, {"classes": list(images.classes), "grid": cfg.grid})
 
 
 class MapsOnly(nn.Module):
@@ -377,13 +419,17 @@ class MapsOnly(nn.Module):
 
 
 def network_of(model: StackNet, sigma: float) -> Network:
-    """A stack read as raw class maps: smoothed, positive part, brought to the wanted size."""
+    """A stack read as raw class maps (smoothed, positive part, brought to the wanted size), then the image's scores,
+    each as a flat map.
+    """
 
     def read(raw: Tensor, in_size: Size, out_size: Size) -> Tensor:
-        return resample(blurred(raw.float(), sigma).relu(), stride=model.tap.stride, offset=model.tap.offset,
-                        in_size=in_size, out_size=out_size)  # fmt: skip
+        positive = resample(blurred(raw.float(), sigma).relu(), stride=model.tap.stride, offset=model.tap.offset,
+                            in_size=in_size, out_size=out_size)  # fmt: skip
+        scores = pooled(raw.float(), model.cfg)[:, :, None, None].expand(-1, -1, *out_size)
+        return torch.cat([positive, scores], 1)
 
-    return Network(MapsOnly(model), model.backbone.preprocess, read, model.classes, model.backbone.min_size,
+    return Network(MapsOnly(model), model.backbone.preprocess, read, 2 * model.classes, model.backbone.min_size,
                    rewrite=False)
 
 

@@ -8,7 +8,7 @@ from types import ModuleType
 
 from tagseg.types import UsageError
 
-METHODS = ("cam", "esol", "mcof")
+METHODS = ("cam", "dfs", "esol", "mcof")
 
 
 def get(name: str) -> ModuleType:

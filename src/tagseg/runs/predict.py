@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ def predict(
     cfg = _post(known.cfg) if post else known.cfg
     own_folder(out, MARKER)
     work = Run(out / ".tagseg-cache", workers=workers, progress=progress, stopping=stopping)
-    labels = known.method.predict(work, known.model, opened.images, cfg)
+    labels = known.method.predict(work, known.model, replace(opened.images, has_background=known.has_background), cfg)
     clear(out, MARKER, [(folder, ".png") for folder in ("", "confidence", "overlays")])
     for found in labels:
         _save(out, found, opened.images, save)
@@ -103,8 +103,6 @@ def predict(
 
 
 def _post(cfg: Any) -> Any:
-    from dataclasses import replace
-
     return replace(cfg, predict=cfg.post)
 
 
