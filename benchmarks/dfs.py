@@ -1,0 +1,178 @@
+"""`python -m benchmarks.dfs`: what the mirror's levels do to class maps, beside class activation maps and the controls.
+
+From one tag classifier for each scene and seed every arm trains its own stack. Maps of val images whose tags are given
+are scored by pixels of present classes, at the best cut and by ranking alone (`benchmarks.esol.scored`), tags by how
+many of them the arm tells right without being given any. Precondition of section 8: tag accuracy of .95 in every arm;
+below it the command is VOID, fails and leaves no rows. Rows go to docs/results/dfs_scenes.jsonl from a clean tree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.esol import scored
+from benchmarks.results import RESULTS
+from tagseg.artifacts import MapSet, Weights
+from tagseg.data.index import TaggedSet
+from tagseg.inference import Views
+from tagseg.localize import cam, classify, deconv_stack
+from tagseg.runs.setup import Prepared, Request, commit, prepare
+from tagseg.store import Run
+
+PRESETS = ("lesions", "thin", "basic")
+TRAIN, VAL = 768, 192
+SHOWN = 144  # one and a half times the training size, for every arm
+ACCURATE = 0.95  # precondition
+LENGTHS = {"classifier": 24000, "heads": 3000, "joint": 9000}
+LONGER = LENGTHS["heads"] + LENGTHS["joint"]  # images that the stacks see beyond the classifier's: cam gets them, too
+SETS = (
+    "classifier.stride=16",
+    *(f"{part}.schedule.min_images={n}" for part, n in LENGTHS.items()),
+    *(f"{part}.schedule.max_images={n}" for part, n in LENGTHS.items()),
+)
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What of the stack, its joint training and its maps is changed; `joint` None: heads alone."""
+
+    stack: dict[str, Any] = field(default_factory=dict)
+    joint: dict[str, Any] | None = field(default_factory=dict)
+    maps: dict[str, Any] = field(default_factory=dict)
+
+
+ARMS = {
+    "dfs": Arm(),
+    "heads alone": Arm(joint=None),
+    "average pooling": Arm({"pool": "avg"}),
+    "top 2 levels": Arm({"levels": (4, 5)}),
+    "levels 2 to 5": Arm({"levels": (2, 3, 4, 5)}),
+    "greedy levels": Arm({"select": "greedy"}),
+    "hypercolumn": Arm({"source": "encoder"}),
+    "free filters": Arm({"tie": "free"}),
+    "nearest for switches": Arm({"unpool": "nearest"}),
+    "mask for relu": Arm({"rectify": "mask"}),
+    "a top for each class": Arm({"top": "class"}),
+    "no auxiliary branch": Arm(joint={"aux": "none"}),
+    "no smoothing": Arm(maps={"smooth": 0.0}),
+    "smoothing of 2 cells": Arm(maps={"smooth": 2.0}),
+}
+CAMS = {"CAM": {}, "CAM, log-sum-exp": {"pooling": "lse"}, "CAM, trained as long": {"longer": LONGER}}
+
+
+def accuracy(scores: np.ndarray, tags: np.ndarray) -> float:
+    """The share of tags that are told right by the sign of their scores (n,C)."""
+    return float(((scores > 0) == tags).mean())
+
+
+def seen(model: torch.nn.Module, preprocess: Any, tagged: TaggedSet, read: Any) -> np.ndarray:
+    """Scores (n,C) of images, one at a time, at `SHOWN`."""
+    rows = []
+    for sample in tagged.ids:
+        image = torch.from_numpy(tagged.source.read(sample))[None].float() / 255
+        image = torch.nn.functional.interpolate(image, (SHOWN, SHOWN), mode="bilinear", align_corners=False)
+        with torch.no_grad():
+            rows.append(read(model(preprocess(image)))[0].numpy())
+    return np.stack(rows)
+
+
+def cams(run: Run, prepared: Prepared, val: TaggedSet) -> Iterator[tuple[str, MapSet, float, Weights]]:
+    """Class activation maps of the same network: name, maps, tag accuracy, weights."""
+    for name, change in CAMS.items():
+        cfg, change = prepared.cfg.classifier, dict(change)
+        more = cfg.schedule.max_images + int(change.pop("longer", 0))
+        cfg = replace(cfg, schedule=replace(cfg.schedule, min_images=more, max_images=more), **change)
+        weights = classify.train(run, prepared.inputs.tagged, prepared.inputs.pretrained, cfg)
+        model, pooled = classify.load(weights, val.classes), classify.pooling_of(weights)
+        scores = seen(model, model.backbone.preprocess, val, lambda maps, m=model, p=pooled: m.head.logits(maps, p))
+        looked = cam.Cam(Views(size=SHOWN), grid=1, device=cfg.device, precision=cfg.precision)
+        yield name, cam.maps(run, val, weights, looked), accuracy(scores, val.tags), weights
+
+
+def stacks(run: Run, prepared: Prepared, val: TaggedSet, wanted: str) -> Iterator[tuple[str, MapSet, float, Weights]]:
+    """The same of every arm."""
+    cfg, tagged = prepared.cfg, prepared.inputs.tagged
+    classifier = classify.train(run, tagged, prepared.inputs.pretrained, cfg.classifier)
+    for name, arm in ARMS.items():
+        if wanted and name not in wanted.split(","):
+            continue
+        stack = replace(cfg.heads.stack, **arm.stack)
+        weights = deconv_stack.heads(run, tagged, classifier, replace(cfg.heads, stack=stack))
+        if arm.joint is not None:
+            weights = deconv_stack.joint(run, tagged, weights, replace(cfg.joint, **arm.joint))
+        model = deconv_stack.load(weights, val.classes)
+        scores = seen(model, model.backbone.preprocess, val, lambda out, c=stack: deconv_stack.pooled(out[0], c))
+        looked = replace(cfg.maps, views=Views(size=SHOWN), grid=1, **arm.maps)
+        yield name, deconv_stack.maps(run, val, weights, looked), accuracy(scores, val.tags), weights
+
+
+def measured(preset: str, seed: int, cache: Path, wanted: str, at: str | None) -> list[Row]:
+    """All rows of one scene and one seed (of data and of training)."""
+    data = f"scenes:{preset}?train={TRAIN}&val={VAL}&seed={seed}"
+    request = Request(method="dfs", data=data, out=cache / "dfs", budget="quick", backbone="small", seed=seed,
+                      sets=SETS, cache=cache)  # fmt: skip
+    prepared, run = prepare(request), Run(cache, workers=2)
+    assert prepared.val is not None
+    assert prepared.val.truth is not None
+    truth = prepared.val.truth
+    val = truth.without_masks()
+    rows, start = list[Row](), time.monotonic()
+    for arms in (cams(run, prepared, val), stacks(run, prepared, val, wanted)):
+        for name, found, right, weights in arms:
+            rows.append({"scene": preset, "seed": seed, "setting": name, "tag_accuracy": right,
+                         "levels": weights.meta.get("stack", {}).get("levels"), **scored(found, truth), "commit": at,
+                         "seconds": round(time.monotonic() - start, 1)})  # fmt: skip
+            print(line(rows[-1]), flush=True)
+            start = time.monotonic()
+    return rows
+
+
+def line(row: Row) -> str:
+    """One row as text."""
+    return (f"{row['scene']:8s} {row['seed']} {row['setting']:24s} tags {row['tag_accuracy']:.3f}  best IoU "
+            f"{row['best_iou']:.3f} ({row['best_at']:.2f})  P at R .5 {row['precision_at_0.5']:.3f} .7 "
+            f"{row['precision_at_0.7']:.3f}  AP {row['average_precision']:.3f}  {row['seconds']:.0f} s")  # fmt: skip
+
+
+def void(rows: list[Row]) -> list[str]:
+    """Arms that do not tell the tags well enough for anything to be read off their maps."""
+    means: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        means.setdefault((row["scene"], row["setting"]), []).append(row["tag_accuracy"])
+    return [f"VOID: {setting} on {scene} tells {np.mean(found):.3f} of the tags right, under {ACCURATE}"
+            for (scene, setting), found in means.items() if np.mean(found) < ACCURATE]
+
+
+def main() -> None:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--presets", default=",".join(PRESETS))
+    words.add_argument("--seeds", default="0,1,2")
+    words.add_argument("--only", default="", help="arms, separated by commas; no rows")
+    words.add_argument("--cache", type=Path, default=None)
+    asked = words.parse_args()
+    at = commit()
+    with tempfile.TemporaryDirectory() as place:
+        rows = [row for preset in asked.presets.split(",") for seed in asked.seeds.split(",")
+                for row in measured(preset, int(seed), asked.cache or Path(place), asked.only, at)]  # fmt: skip
+    faults = void(rows)
+    print("\n".join(faults) or "ok")
+    if not (faults or asked.only) and at and not at.endswith("+dirty"):
+        with open(RESULTS / "dfs_scenes.jsonl", "a") as file:
+            file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+    raise SystemExit(1 if faults else 0)
+
+
+if __name__ == "__main__":
+    main()
