@@ -25,7 +25,7 @@ from benchmarks.results import RESULTS
 from tagseg.artifacts import MapSet, Weights
 from tagseg.data.index import TaggedSet
 from tagseg.inference import Views
-from tagseg.localize import cam, classify, deconv_stack
+from tagseg.localize import cam, classify, deconv_stack, stack_maps, stack_net
 from tagseg.runs.setup import Prepared, Request, commit, prepare
 from tagseg.store import Run
 
@@ -112,10 +112,10 @@ def stacks(run: Run, prepared: Prepared, val: TaggedSet, wanted: str) -> Iterato
         weights = deconv_stack.heads(run, tagged, classifier, replace(cfg.heads, stack=stack))
         if arm.joint is not None:
             weights = deconv_stack.joint(run, tagged, weights, replace(cfg.joint, **arm.joint))
-        model = deconv_stack.load(weights, val.classes)
-        scores = seen(model, model.backbone.preprocess, val, lambda out, c=stack: deconv_stack.pooled(out[0], c))
+        model = stack_net.load(weights, val.classes)
+        scores = seen(model, model.backbone.preprocess, val, lambda out, c=stack: stack_net.pooled(out[0], c))
         looked = replace(cfg.maps, views=Views(size=SHOWN), grid=1, **arm.maps)
-        yield name, deconv_stack.maps(run, val, weights, looked), accuracy(scores, val.tags), weights
+        yield name, stack_maps.maps(run, val, weights, looked), accuracy(scores, val.tags), weights
 
 
 def measured(preset: str, seed: int, cache: Path, wanted: str, at: str | None) -> list[Row]:

@@ -12,7 +12,7 @@ import pytest
 import method_checks
 import tiny
 from tagseg import config
-from tagseg.localize import deconv_stack
+from tagseg.localize import deconv_stack, stack_maps
 from tagseg.methods import dfs
 from tagseg.runs import run as runs
 from tagseg.runs.predict import load
@@ -20,8 +20,8 @@ from tagseg.store import Run, Step
 from tiny import Tiny
 
 FIT = ["localize.classify.train", "localize.deconv_stack.heads", "localize.deconv_stack.joint",
-       "localize.deconv_stack.maps", "localize.operating_point.auto", "refine.crf.labels",
-       "localize.deconv_stack.finished"]  # fmt: skip
+       "localize.stack_maps.maps", "localize.operating_point.auto", "refine.crf.labels",
+       "localize.stack_maps.finished"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +73,13 @@ def test_prediction_paints_the_classes_that_it_sees(made: Tiny) -> None:
     run, cfg = made.again(), made.prepared.cfg
     assert made.prepared.val is not None
     images = made.prepared.val.images.without_tags()
-    found = deconv_stack.predicted(run, images, made.fitted.model, cfg.predict.maps)
+    found = stack_maps.predicted(run, images, made.fitted.model, cfg.predict.maps)
     masks = dfs.predict(run, made.fitted.model, images, cfg)
     for sample in images.ids:
         seen = found.get(sample).classes.tolist()
         assert set(np.unique(masks.get(sample).pixels).tolist()) <= {0, *seen}
-    strict = deconv_stack.predicted(run, images, made.fitted.model, replace(cfg.predict.maps, always="no"))
-    forced = deconv_stack.predicted(run, images, made.fitted.model, replace(cfg.predict.maps, always="yes"))
+    strict = stack_maps.predicted(run, images, made.fitted.model, replace(cfg.predict.maps, always="no"))
+    forced = stack_maps.predicted(run, images, made.fitted.model, replace(cfg.predict.maps, always="yes"))
     for sample in images.ids:
         few, more = (set(maps.get(sample).classes.tolist()) for maps in (strict, forced))
         assert more == (few or more)
@@ -88,10 +88,10 @@ def test_prediction_paints_the_classes_that_it_sees(made: Tiny) -> None:
 
 def test_scores_above_zero_are_classes_and_one_can_be_forced() -> None:
     scores = np.array([-1.0, 0.5, 0.0], np.float32)
-    assert deconv_stack.likely(scores, True).tolist() == [False, True, False]
+    assert stack_maps.likely(scores, True).tolist() == [False, True, False]
     none = np.array([-1.0, -0.5, -2.0], np.float32)
-    assert deconv_stack.likely(none, False).tolist() == [False, False, False]
-    assert deconv_stack.likely(none, True).tolist() == [False, True, False]
+    assert stack_maps.likely(none, False).tolist() == [False, False, False]
+    assert stack_maps.likely(none, True).tolist() == [False, True, False]
 
 
 WITHOUT = {
@@ -112,5 +112,5 @@ def test_without_a_mechanism_the_maps_are_others(made: Tiny, gone: str) -> None:
     stack = deconv_stack.heads(run, tagged, made.fitted.classifier, cfg.heads)
     if cfg.joint_stage:
         stack = deconv_stack.joint(run, tagged, stack, cfg.joint)
-    found = deconv_stack.maps(run, tagged, stack, cfg.maps)
+    found = stack_maps.maps(run, tagged, stack, cfg.maps)
     assert found.record["outputs"] != made.fitted.maps.record["outputs"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from tagseg import config
 from tagseg.artifacts import Weights, write_weights
 from tagseg.data.index import TaggedSet
-from tagseg.data.loader import Augment, drawn_from, prefetched
+from tagseg.data.loader import Augment, Draws, drawn_from, prefetched
 from tagseg.data.weights import Pretrained
 from tagseg.nets.backbones import Backbone, build
 from tagseg.nets.sampler import Sampler
 from tagseg.nets.tag_head import TagHead
 from tagseg.ops import flattening, pooling
 from tagseg.store import Work, stage
-from tagseg.training.loop import Batch, learn
+from tagseg.training.loop import Batch, Objective, Settings, learn
 from tagseg.training.schedule import Auto, Schedule, optimiser
 from tagseg.types import DataError
 
@@ -161,12 +161,32 @@ def train(work: Work, tagged: TaggedSet, pretrained: Pretrained, cfg: Classify) 
     torch.manual_seed(seed)
     backbone = build(cfg.backbone, stride=cfg.stride, weights_state=pretrained.start)
     model = TagNet(backbone, len(tagged.classes), [Layer(width_of(cfg, backbone))] if cfg.sampler else [])
-    draws = drawn_from(images, cfg.augment, cfg.schedule.batch, seed)
     body, head = list(model.backbone.parameters()), [*model.samplers.parameters(), *model.head.parameters()]
-    rates = optimiser(cfg.schedule, body, head)
-    with prefetched(draws) as batches:
-        learn(work, cfg, model, rates, batches, TagLoss(pool(cfg)), len(images), draws.names)
+    draws = taught(work, tagged, model, cfg, body, head, TagLoss(pool(cfg)))
     described(work, model, cfg, tagged.classes, draws.shapes.crops)
+
+
+class Taught(Settings, Protocol):
+    """What a config says of training on tags."""
+
+    @property
+    def augment(self) -> Augment: ...
+
+
+def taught(
+    work: Work, tagged: TaggedSet, model: nn.Module, cfg: Taught, body: list[nn.Parameter], head: list[nn.Parameter],
+    objective: Objective, more: Callable[[int, Batch], Batch] | None = None,
+) -> Draws:  # fmt: skip
+    """Train on all images that have a tag row as `cfg` says, `head` at a rate of its own; what the batches were.
+
+    `more`: what is put to the batch of a step.
+    """
+    images = tagged.training()
+    draws = drawn_from(images, cfg.augment, cfg.schedule.batch, int(cfg.seed))
+    rates = optimiser(cfg.schedule, body, head)
+    with prefetched(draws if more is None else lambda step: more(step, draws(step))) as batches:
+        learn(work, cfg, model, rates, batches, objective, len(images), draws.names)
+    return draws
 
 
 def width_of(cfg: Classify, backbone: Backbone) -> int:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from tagseg.artifacts import Weights
 from tagseg.data.index import TaggedSet
-from tagseg.data.loader import Augment, drawn_from, prefetched
-from tagseg.localize.classify import Layer, TagNet, load, pooling_of, tag_losses
+from tagseg.data.loader import Augment, drawn_from
+from tagseg.localize.classify import Layer, TagNet, load, pooling_of, tag_losses, taught
 from tagseg.localize.sampling_layers import (
     Pool,
     check_offsets,
@@ -29,8 +29,8 @@ from tagseg.nets.tag_head import TagHead
 from tagseg.ops.flattening import area, by_peak
 from tagseg.ops.scores import EPS
 from tagseg.store import Work, stage
-from tagseg.training.loop import Batch, Objective, learn
-from tagseg.training.schedule import Auto, Schedule, optimiser
+from tagseg.training.loop import Batch
+from tagseg.training.schedule import Auto, Schedule
 from tagseg.types import UsageError
 
 Kind = Literal["detached_max", "max", "fixed_max", "start_max", "local_max", "sigmoid"]
@@ -104,7 +104,7 @@ def second(work: Work, tagged: TaggedSet, wide: Weights, cfg: Second) -> None:
     width = first.width if cfg.width == "first" else int(cfg.width)
     model = with_layers(wide, tagged.classes, [first, Layer(width)], new=("samplers.1.", "head."))
     learning = model.learns([*model.samplers[1].parameters(), *model.head.parameters()])
-    _train(work, tagged, model, cfg, [], learning, TagsOnly(pooling_of(wide)))
+    taught(work, tagged, model, cfg, [], learning, TagsOnly(pooling_of(wide)))
     write(work, model, wide, {})
 
 
@@ -130,19 +130,8 @@ def shrunk(work: Work, tagged: TaggedSet, wide: Weights, twofold: Weights, cfg: 
         draws = drawn_from(tagged.training(), cfg.augment, cfg.schedule.batch, int(cfg.seed))
         floor = mean_tag_loss(model, draws, pooled, cfg.device)
     before = load(wide if cfg.area == "fixed_max" else twofold, tagged.classes).head.to(cfg.device)
-    _train(work, tagged, model, cfg, offsets, head, Shrinking(pooled, cfg, before.requires_grad_(False), floor))
+    taught(work, tagged, model, cfg, offsets, head, Shrinking(pooled, cfg, before.requires_grad_(False), floor))
     write(work, model, twofold, {})
-
-
-def _train(
-    work: Work, tagged: TaggedSet, model: TagNet, cfg: Second | Shrink, body: list[nn.Parameter],
-    head: list[nn.Parameter], objective: Objective,
-) -> None:  # fmt: skip
-    images = tagged.training()
-    draws = drawn_from(images, cfg.augment, cfg.schedule.batch, int(cfg.seed))
-    rates = optimiser(cfg.schedule, body, head)
-    with prefetched(draws) as batches:
-        learn(work, cfg, model, rates, batches, objective, len(images), draws.names)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from tagseg.artifacts import LabelSet, MapSet, Scores, Weights
 from tagseg.data.index import TaggedSet
 from tagseg.inference import Views
-from tagseg.localize import classify, deconv_stack, operating_point
+from tagseg.localize import classify, deconv_stack, operating_point, stack_maps
 from tagseg.methods.protocol import Fitted, Inputs, Refined
 from tagseg.refine import crf, threshold
 from tagseg.store import Run
@@ -18,14 +18,14 @@ from tagseg.store import Run
 class Predict:
     """How images are shown to the stack; `edges`: whether a CRF draws its masks to the edges."""
 
-    maps: deconv_stack.StackMaps = field(default_factory=deconv_stack.StackMaps)
+    maps: stack_maps.StackMaps = field(default_factory=stack_maps.StackMaps)
     edges: bool = False
     crf: crf.Crf = field(default_factory=crf.Crf)
 
 
 def slower(size: int, grid: int = 2) -> Predict:
     """`val_post`: three scales, mirror images and the CRF."""
-    return Predict(deconv_stack.StackMaps(Views(size, (1.0, 0.75, 1.25)), grid=grid), edges=True)
+    return Predict(stack_maps.StackMaps(Views(size, (1.0, 0.75, 1.25)), grid=grid), edges=True)
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Config:
     heads: deconv_stack.Heads = field(default_factory=deconv_stack.Heads)
     joint_stage: bool = True
     joint: deconv_stack.Joint = field(default_factory=deconv_stack.Joint)
-    maps: deconv_stack.StackMaps = field(default_factory=deconv_stack.StackMaps)
+    maps: stack_maps.StackMaps = field(default_factory=stack_maps.StackMaps)
     point: operating_point.OperatingPoint = field(default_factory=operating_point.OperatingPoint)
     edges: bool = True
     crf: crf.Crf = field(default_factory=crf.Crf)
@@ -59,16 +59,16 @@ def fit(run: Run, inputs: Inputs, cfg: Config) -> Fitted:
     stack = deconv_stack.heads(run, tagged, classifier, cfg.heads)
     if cfg.joint_stage:
         stack = deconv_stack.joint(run, tagged, stack, cfg.joint)
-    found = deconv_stack.maps(run, tagged, stack, cfg.maps)
+    found = stack_maps.maps(run, tagged, stack, cfg.maps)
     point = operating_point.auto(run, tagged, classifier, found, cfg.point)
     pseudo = labels(run, tagged, found, point, cfg)
-    model = deconv_stack.finished(run, tagged, stack, point, deconv_stack.Finish())
+    model = stack_maps.finished(run, tagged, stack, point, stack_maps.Finish())
     return Fitted(model, classifier, found, point, Refined(found, point, None), pseudo)
 
 
 def maps(run: Run, tagged: TaggedSet, fitted: Fitted, cfg: Config) -> MapSet:
     """Maps of other images whose tags are given."""
-    return deconv_stack.maps(run, tagged, fitted.model, cfg.maps)
+    return stack_maps.maps(run, tagged, fitted.model, cfg.maps)
 
 
 def labels(run: Run, tagged: TaggedSet, found: MapSet, point: Scores, cfg: Config) -> LabelSet:
@@ -83,8 +83,8 @@ def pseudo(run: Run, inputs: Inputs, fitted: Fitted, cfg: Config) -> LabelSet:
 
 def predict(run: Run, model: Weights, images: TaggedSet, cfg: Config) -> LabelSet:
     """Masks of images by the stack alone, for the tags that it sees itself."""
-    found = deconv_stack.predicted(run, images, model, cfg.predict.maps)
-    point = deconv_stack.cut(run, model, deconv_stack.Finish())
+    found = stack_maps.predicted(run, images, model, cfg.predict.maps)
+    point = stack_maps.cut(run, model, stack_maps.Finish())
     return _labels(run, images, found, point, cfg.predict.edges, cfg.predict.crf)
 
 

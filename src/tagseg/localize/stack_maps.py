@@ -1,0 +1,140 @@
+"""Class maps of images by a trained stack, for given tags and for those that it sees itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tagseg.artifacts import MapSet, Scores, Weights, write_maps, write_scores, write_weights
+from tagseg.data.index import TaggedSet
+from tagseg.inference import Network, Views, count, predict
+from tagseg.localize.stack_net import StackNet, load, pooled
+from tagseg.ops.geometry import resample
+from tagseg.ops.scores import normalise
+from tagseg.store import Work, stage
+from tagseg.types import F32, Bool, ClassMaps
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class StackMaps:
+    """`smooth`: standard deviation, in cells of the finest level, of a Gaussian over the maps: unpooled maps are
+    sparse. `grid`: maps are stored at 1/grid of the image's sides. `always`: whether an image whose tags are not known
+    gets its likeliest class where no class is likely: "usual", unless there were images without any tag to learn from.
+    """
+
+    views: Views = field(default_factory=lambda: Views(size=384))
+    smooth: float = 0.5
+    grid: int = 2
+    always: Literal["usual", "yes", "no"] = "usual"
+    device: str = "auto"
+    precision: str = "auto"
+
+    BUDGETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "quick": {"views": Views(size=144), "grid": 1},
+        "paper": {"views": Views(size=320, scales=(1.0, 0.75, 1.25))},
+    }
+
+
+@stage(MapSet, version=1)
+def maps(work: Work, tagged: TaggedSet, stack: Weights, cfg: StackMaps) -> None:
+    """Maps of the tagged classes of every image: summed over views, then divided by their maximum."""
+    present = dict(zip(tagged.ids, tagged.tags, strict=True))
+    _write(work, tagged, load(stack, tagged.classes), cfg, lambda sample, logits: present[sample])
+
+
+@stage(MapSet, version=1)
+def predicted(work: Work, images: TaggedSet, model: Weights, cfg: StackMaps) -> None:
+    """The same of images whose tags are not known: of the classes whose score is above 0."""
+    forced = cfg.always == "yes" or (cfg.always == "usual" and not model.meta["negatives"])
+    _write(work, images, load(model, tuple(model.meta["classes"])), cfg, lambda sample, logits: likely(logits, forced))
+
+
+def likely(logits: F32, forced: bool) -> Bool:
+    """Which classes (C,) an image has by its scores; the best one where none is above 0 and one is `forced`."""
+    found: Bool = logits > 0
+    if forced and not found.any():
+        found[logits.argmax()] = True
+    return found
+
+
+def _write(work: Work, images: TaggedSet, model: StackNet, cfg: StackMaps,
+           present: Callable[[str, F32], Bool]) -> None:
+    network = network_of(model, cfg.smooth)
+    views = count(cfg.views)
+
+    def grid(size: Size) -> Size:
+        return math.ceil(size[0] / cfg.grid), math.ceil(size[1] / cfg.grid)
+
+    def produce(ids: list[str]) -> Iterator[ClassMaps]:
+        for one in predict(work, network, images.source, ids, cfg.views, device=cfg.device, precision=cfg.precision,
+                           out_size=grid):  # fmt: skip
+            values = np.asarray(one.values.numpy(), np.float32)
+            classes = np.flatnonzero(present(one.id, values[model.classes :, 0, 0] / np.float32(views)))
+            yield ClassMaps(one.id, classes.astype(np.int64) + 1, normalise(values[classes]),
+                            (one.image.shape[1], one.image.shape[2]))  # fmt: skip
+
+    write_maps(work, images.ids, produce, {"classes": list(images.classes), "grid": cfg.grid})
+
+
+class MapsOnly(nn.Module):
+    """A stack without its auxiliary branch."""
+
+    def __init__(self, stack: StackNet) -> None:
+        super().__init__()
+        self.stack = stack
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.stack(x)[0]
+        return found
+
+
+def network_of(model: StackNet, sigma: float) -> Network:
+    """A stack read as raw class maps (smoothed, positive part, brought to the wanted size), then the image's scores,
+    each as a flat map.
+    """
+
+    def read(raw: Tensor, in_size: Size, out_size: Size) -> Tensor:
+        positive = resample(blurred(raw.float(), sigma).relu(), stride=model.tap.stride, offset=model.tap.offset,
+                            in_size=in_size, out_size=out_size)  # fmt: skip
+        scores = pooled(raw.float(), model.cfg)[:, :, None, None].expand(-1, -1, *out_size)
+        return torch.cat([positive, scores], 1)
+
+    return Network(MapsOnly(model), model.backbone.preprocess, read, 2 * model.classes, model.backbone.min_size,
+                   rewrite=False)
+
+
+def blurred(maps: Tensor, sigma: float) -> Tensor:
+    """Maps (n,k,h,w) after a Gaussian of `sigma` cells; 0 leaves them."""
+    if not sigma:
+        return maps
+    from torchvision.transforms.functional import gaussian_blur  # torchvision takes seconds to import
+
+    reach = min(max(1, round(3 * sigma)), min(maps.shape[2:]) - 1)
+    return gaussian_blur(maps, [2 * reach + 1] * 2, [sigma] * 2)
+
+
+@dataclass(frozen=True)
+class Finish:
+    """Nothing to set."""
+
+
+@stage(Weights, version=1)
+def finished(work: Work, tagged: TaggedSet, stack: Weights, point: Scores, cfg: Finish) -> None:
+    """The stack with all that prediction needs: where maps are cut, and whether images without any class are usual."""
+    more = {"threshold": point.read()["threshold"], "has_background": tagged.has_background,
+            "negatives": bool((~tagged.training().tags.any(1)).any())}
+    write_weights(work, stack.tensors(), {**stack.meta, **more})
+
+
+@stage(Scores, version=1)
+def cut(work: Work, model: Weights, cfg: Finish) -> None:
+    """The operating point that a finished stack carries."""
+    write_scores(work, {"threshold": model.meta["threshold"], "origin": "auto"})

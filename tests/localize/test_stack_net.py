@@ -1,0 +1,92 @@
+"""The stack of levels: heads add up to one head, levels can be dropped, every mechanism counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from stacks import image, net
+from tagseg.localize.stack_net import chosen
+from tagseg.ops.geometry import align
+from tagseg.types import UsageError
+
+
+@pytest.mark.parametrize("norm", ["bn", "l2", "none"])
+def test_dfs_s7_07_heads_of_levels_equal_one_head_on_the_stack(norm: str) -> None:
+    model, x = net(norm=norm), image()
+    _, (found,) = model.mirror(x)
+    size = (found[0].shape[2], found[0].shape[3])
+    normed = []
+    for level, grid, own in zip(found, model.mirror.grids, model.norms, strict=True):
+        level = level / level.square().mean((1, 2, 3), keepdim=True).sqrt() if norm == "l2" else level
+        normed.append(align(own(level), grid, model.tap, size))
+    weights = torch.cat(list(model.heads), 1)
+    stacked = F.conv2d(torch.cat(normed, 1), weights[:, :, None, None]) + model.bias.view(1, -1, 1, 1)
+    torch.testing.assert_close(model(x)[0], stacked, atol=1e-5, rtol=1e-5)
+
+
+def test_dfs_s7_07_dropping_a_level_is_zeroing_its_head() -> None:
+    few, all_of_them, x = net(levels=(1, 3)), net(), image()
+    all_of_them.load_state_dict(few.state_dict())
+    with torch.no_grad():
+        for b in (2, 4, 5):
+            all_of_them.heads[b - 1].zero_()
+    torch.testing.assert_close(few(x)[0], all_of_them(x)[0])
+
+
+def test_dfs_s7_08_without_a_signal_the_maps_are_the_bias() -> None:
+    model = net(norm="none")
+    with torch.no_grad():
+        model.bias.copy_(torch.tensor([0.5, -1.0, 2.0]))
+        zeros = [torch.zeros(1, g.channels, 8, 8) for g in model.mirror.grids]
+    assert torch.equal(model.maps(zeros), model.bias.view(1, 3, 1, 1).expand(1, 3, 8, 8))
+
+
+def test_dfs_s7_11_heads_of_levels_that_are_not_taken_learn_nothing() -> None:
+    model = net(levels=(2, 4))
+    model(image())[0].sum().backward()
+    for b, head in enumerate(model.heads, 1):
+        assert (head.grad is not None and bool(head.grad.abs().sum() > 0)) == (b in (2, 4))
+
+
+def test_dfs_s7_01_a_stack_holds_every_tensor_once() -> None:
+    model = net()
+    where = [t.data_ptr() for t in model.state_dict().values() if t.numel()]
+    assert len(where) == len(set(where))
+    own = {id(p) for p in model.backbone.parameters()}
+    assert {id(p) for p in model.parameters()} == own | {id(p) for p in model.new()}
+    assert not own & {id(p) for p in model.new()}
+
+
+def test_levels_that_a_network_lacks_are_refused() -> None:
+    assert chosen((), 5) == (1, 2, 3, 4, 5)
+    assert chosen((4, 2, 4), 5) == (2, 4)
+    with pytest.raises(UsageError, match=r"found \[0, 2\].*1 \(finest\) to 5"):
+        chosen((0, 2), 5)
+
+
+@pytest.mark.parametrize("settings", [{"source": "encoder"}, {"top": "class"}, {"rectify": "mask"}, {"tie": "free"},
+                                      {"unpool": "nearest"}, {"levels": (4, 5)}, {"norm": "l2"}])  # fmt: skip
+def test_every_mechanism_changes_the_maps(settings: dict[str, Any]) -> None:
+    plain, other = net(), net(**settings)
+    shared = {n: t for n, t in plain.state_dict().items() if n in other.state_dict()}
+    other.load_state_dict({**other.state_dict(), **shared})
+    if settings == {"tie": "free"}:
+        with torch.no_grad():
+            other.mirror.free[0].mul_(0.5)
+    a, b = plain(image())[0], other(image())[0]
+    assert a.shape[:2] == b.shape[:2]
+    assert a.shape != b.shape or not torch.allclose(a, b)
+
+
+def test_with_a_top_for_each_class_a_map_hangs_on_its_own_class_alone() -> None:
+    model, x = net(top="class"), image()
+    before = model(x)[0]
+    with torch.no_grad():
+        model.aux.weight[1].mul_(-1)
+    after = model(x)[0]
+    assert torch.equal(before[:, [0, 2]], after[:, [0, 2]])
+    assert not torch.allclose(before[:, 1], after[:, 1])
