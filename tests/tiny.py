@@ -127,12 +127,12 @@ class Tiny:
         return Run(self.cache, workers=1)
 
 
-def make(out: Path, method: str = "cam") -> Tiny:
+def make(out: Path, method: str = "cam", data: str = DATA) -> Tiny:
     """Do the whole tiny run."""
     from tagseg.runs.run import run
 
-    document = run(request(out, method=method))
-    prepared = prepare(request(out, method=method))
+    document = run(request(out, method=method, data=data))
+    prepared = prepare(request(out, method=method, data=data))
     fitted = prepared.method.fit(Run(prepared.cache, workers=1), prepared.inputs, prepared.cfg)
     return Tiny(out, prepared, fitted, document)
 

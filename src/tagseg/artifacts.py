@@ -113,7 +113,9 @@ class MapSet(_ShardedSet):
     def get(self, sample: str) -> ClassMaps:
         note = json.loads(self._member(sample, ".json"))
         scores = np.load(io.BytesIO(self._member(sample, ".maps.npy")), allow_pickle=False).astype(np.float32)
-        return ClassMaps(sample, np.asarray(note["classes"], np.int64), scores, (note["size"][0], note["size"][1]))
+        image = np.asarray(note["image"], np.float32) if "image" in note else None
+        size = (note["size"][0], note["size"][1])
+        return ClassMaps(sample, np.asarray(note["classes"], np.int64), scores, size, image)
 
     def __iter__(self) -> Iterator[ClassMaps]:
         return map(self.get, self.ids)
@@ -181,7 +183,9 @@ def write_regions(
 def _map_members(maps: ClassMaps) -> dict[str, bytes]:
     buffer = io.BytesIO()
     np.save(buffer, maps.scores.astype(np.float16), allow_pickle=False)
-    note = {"id": maps.id, "classes": maps.classes.tolist(), "size": list(maps.size)}
+    note: dict[str, Any] = {"id": maps.id, "classes": maps.classes.tolist(), "size": list(maps.size)}
+    if maps.image is not None:
+        note["image"] = maps.image.tolist()
     return {".json": json.dumps(note).encode(), ".maps.npy": buffer.getvalue()}
 
 
@@ -262,14 +266,18 @@ def palette() -> list[int]:
     return colours
 
 
-def png(pixels: U8 | U16, *, palette: bool) -> bytes:
-    """uint8 (H,W) as PNG bytes, with the VOC palette or as grey; uint16 (H,W) as grey."""
+def png(pixels: U8 | U16, *, palette: bool, spacing: tuple[float, float] | None = None) -> bytes:
+    """uint8 (H,W) as PNG bytes, with the VOC palette or as grey; uint16 (H,W) as grey.
+
+    `spacing`: millimetres between rows and between columns, kept in the file (pHYs, pixels a metre).
+    """
     from PIL import Image
 
     image, buffer = Image.fromarray(np.ascontiguousarray(pixels)), io.BytesIO()
     if palette:
         image.putpalette(_PALETTE)
-    image.save(buffer, "PNG", compress_level=3)
+    size = {} if spacing is None else {"dpi": (25.4 / spacing[1], 25.4 / spacing[0])}
+    image.save(buffer, "PNG", compress_level=3, **size)
     return buffer.getvalue()
 
 

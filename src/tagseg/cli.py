@@ -98,18 +98,24 @@ def _command(
     return command
 
 
-def _request(args: argparse.Namespace) -> Any:
+def _reading(args: argparse.Namespace) -> Any:
+    """How the images of a command are read; tags and negatives where it takes them."""
     from tagseg.data.folder import Reading
-    from tagseg.runs.setup import Request
 
-    reading = Reading(
-        tags=args.tags,
-        negative=tuple(args.negative),
+    return Reading(
+        tags=getattr(args, "tags", None),
+        negative=tuple(getattr(args, "negative", ())),
         limit=args.limit,
         max_bad=args.max_bad,
         workers=args.workers,
         follow_links=args.follow_links,
+        window=None if args.window is None else (args.window[0], args.window[1]),
     )
+
+
+def _request(args: argparse.Namespace) -> Any:
+    from tagseg.runs.setup import Request
+
     return Request(
         method=args.method,
         data=args.data,
@@ -127,7 +133,7 @@ def _request(args: argparse.Namespace) -> Any:
         device=args.device,
         precision=args.precision,
         workers=args.workers,
-        reading=reading,
+        reading=_reading(args),
         command=f"tagseg {shlex.join(_portable(args.words))}",
         saliency=args.saliency,
         saliency_from=args.saliency_from,
@@ -198,7 +204,6 @@ def plan(args: argparse.Namespace) -> None:
 
 
 def predict(args: argparse.Namespace) -> None:
-    from tagseg.data.folder import Reading
     from tagseg.report.progress import Lines
     from tagseg.runs.predict import predict
 
@@ -210,7 +215,7 @@ def predict(args: argparse.Namespace) -> None:
         post=args.post,
         device=args.device,
         workers=args.workers,
-        reading=Reading(limit=args.limit, max_bad=args.max_bad, workers=args.workers, follow_links=args.follow_links),
+        reading=_reading(args),
         progress=Lines(),
         stopping=_on_signal(),
     )
@@ -240,11 +245,10 @@ def refine(args: argparse.Namespace) -> None:
 
 def _refine_request(args: argparse.Namespace) -> Any:
     from tagseg import config
-    from tagseg.data.folder import Reading
     from tagseg.data.foreign_maps import MapReading
     from tagseg.runs.refine import Config, RefineRequest, budgeted
 
-    images = Reading(limit=args.limit, max_bad=args.max_bad, workers=args.workers, follow_links=args.follow_links)
+    images = _reading(args)
     given = {name: getattr(args, name.replace("-", "_")) for name in options.CRF}
     sets = [f"crf.{name.replace('-', '_')}={value}" for name, value in given.items() if value is not None]
     return RefineRequest(
@@ -269,7 +273,6 @@ def _refine_request(args: argparse.Namespace) -> Any:
 
 def saliency(args: argparse.Namespace) -> None:
     from tagseg import config
-    from tagseg.data.folder import Reading
     from tagseg.report.progress import Lines
     from tagseg.runs.saliency import Config, SaliencyRequest, saliency
 
@@ -279,7 +282,7 @@ def saliency(args: argparse.Namespace) -> None:
         out=args.out,
         cfg=config.load(Config(), None, (*args.sets, *kind)),
         save=args.save,
-        reading=Reading(limit=args.limit, max_bad=args.max_bad, workers=args.workers, follow_links=args.follow_links),
+        reading=_reading(args),
         workers=args.workers,
         cache=args.cache,
     )

@@ -54,11 +54,7 @@ def asked(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--negative", action="append", default=[], metavar="FOLDER", help="a folder of images without any class"
     )
-    command.add_argument("--limit", type=int, metavar="N", help="use at most N images of each set")
-    command.add_argument(
-        "--max-bad", type=float, default=0.01, metavar="SHARE", help="share of unreadable files that is accepted"
-    )
-    command.add_argument("--follow-links", action="store_true", help="links that leave DATA count as images")
+    files(command)
     command.add_argument(
         "--k-masks", type=int, default=0, metavar="K", help="also score the threshold that is best on K masks"
     )
@@ -71,6 +67,18 @@ def asked(command: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="where finished stages are kept (TAGSEG_CACHE; default: beside the run)",
+    )
+
+
+def files(command: argparse.ArgumentParser) -> None:
+    """How a folder of images is read."""
+    command.add_argument("--limit", type=int, metavar="N", help="at most N images (of each set)")
+    command.add_argument(
+        "--max-bad", type=float, default=0.01, metavar="SHARE", help="share of unusable files that is accepted"
+    )
+    command.add_argument("--follow-links", action="store_true", help="links that leave the folder count, too")
+    command.add_argument(
+        "--window", type=float, nargs=2, metavar=("CENTRE", "WIDTH"), help="of DICOM files, instead of their own"
     )
 
 
@@ -100,11 +108,7 @@ def predict(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="where masks are written")
     command.add_argument("--save", type=names, default=("mask",), metavar="KIND,...", help="mask, overlay, confidence")
     command.add_argument("--post", action="store_true", help="slower: several scales, flip and dense CRF")
-    command.add_argument("--limit", type=int, metavar="N", help="at most N images")
-    command.add_argument("--follow-links", action="store_true", help="links that leave IMAGES count as images")
-    command.add_argument(
-        "--max-bad", type=float, default=0.01, metavar="SHARE", help="share of unreadable files that is accepted"
-    )
+    files(command)
     machine(command)
 
 
@@ -149,11 +153,7 @@ def refine(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--set", action="append", default=[], dest="sets", metavar="NAME=VALUE", help="such as superpixels.kind=slic"
     )
-    command.add_argument("--limit", type=int, metavar="N", help="at most N images")
-    command.add_argument("--follow-links", action="store_true", help="links that leave the folders count")
-    command.add_argument(
-        "--max-bad", type=float, default=0.01, metavar="SHARE", help="share of unusable files that is accepted"
-    )
+    files(command)
     command.add_argument("--cache", type=Path, metavar="DIR", help="where finished stages are kept (default: in --out)")
     machine(command)
 
@@ -171,11 +171,7 @@ def saliency(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--set", action="append", default=[], dest="sets", metavar="NAME=VALUE", help="such as superpixels.kind=slic"
     )
-    command.add_argument("--limit", type=int, metavar="N", help="at most N images")
-    command.add_argument(
-        "--max-bad", type=float, default=0.01, metavar="SHARE", help="share of unreadable files that is accepted"
-    )
-    command.add_argument("--follow-links", action="store_true", help="links that leave IMAGES count as images")
+    files(command)
     command.add_argument("--workers", type=int, default=2, metavar="N", help="threads for work on single images")
     command.add_argument("--cache", type=Path, metavar="DIR", help="where finished stages are kept (default: in --out)")
 

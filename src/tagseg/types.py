@@ -21,6 +21,7 @@ MAX_CLASSES = 254
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
+F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
@@ -85,13 +86,15 @@ class MaskedSample:
 class ClassMaps:
     """Scores of the K present classes: `classes` int64 (K,) in 1..C ascending, `scores` float32 (K,h,w) in [0,1].
 
-    `size` is (H,W) of the original image; the maps may be coarser.
+    `size` is (H,W) of the original image; the maps may be coarser. `image` float32 (K,) in [0,1], where it is known: to
+    which share the whole image holds each class.
     """
 
     id: str
     classes: I64
     scores: F32
     size: tuple[int, int]
+    image: F32 | None = None
 
     def __post_init__(self) -> None:
         what = f"maps of {self.id!r}"
@@ -119,6 +122,9 @@ class ClassMaps:
         if self.scores.size:
             low, high = float(self.scores.min()), float(self.scores.max())  # NaN fails both comparisons
             _require(low >= 0.0 and high <= 1.0, what, f"values in [{low}, {high}]", "values in [0, 1]")
+        if self.image is not None:
+            fits = self.image.shape == self.classes.shape and bool(np.all((self.image >= 0) & (self.image <= 1)))
+            _require(fits, f"image scores of {what}", self.image.tolist(), f"{len(self.classes)} numbers in [0, 1]")
 
 
 @dataclass(frozen=True, eq=False)

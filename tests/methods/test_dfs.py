@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import method_checks
 import tiny
 from tagseg import config
-from tagseg.localize import deconv_stack, stack_maps
+from tagseg.artifacts import MapSet
+from tagseg.localize import deconv_stack, stack_maps, stack_net
 from tagseg.methods import dfs
 from tagseg.runs import run as runs
 from tagseg.runs.predict import load
@@ -92,6 +95,22 @@ def test_scores_above_zero_are_classes_and_one_can_be_forced() -> None:
     none = np.array([-1.0, -0.5, -2.0], np.float32)
     assert stack_maps.likely(none, False).tolist() == [False, False, False]
     assert stack_maps.likely(none, True).tolist() == [False, True, False]
+
+
+def test_the_report_shows_what_each_level_adds(made: Tiny) -> None:
+    names = [name for name, _ in made.document["gallery"][0]["panels"]]
+    assert names[2:7] == [f"level {b}" for b in (5, 4, 3, 2, 1)]
+    run, cfg, tagged = made.again(), made.prepared.cfg, made.prepared.inputs.tagged
+    found = dfs.steps(run, replace(made.prepared.inputs, tagged=tagged), made.fitted, cfg)
+    shown = [step.get(tagged.ids[0]).scores for step in found.values() if isinstance(step, MapSet)]
+    assert len(shown) == 5
+    assert all(not np.array_equal(a, b) for a, b in itertools.pairwise(shown))
+    model = stack_net.load(made.fitted.model, tagged.classes)
+    x = torch.randn(1, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    levels, _ = model.found(x)
+    finest = stack_maps.LevelOnly(model, 1)(x)
+    assert torch.equal(finest, model.part(levels[0][0], 1))
+    assert finest.shape[1:] == (len(tagged.classes), 48, 48)
 
 
 WITHOUT = {

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
+from tagseg.data.dicom import Spacing, Window
 from tagseg.data.images import (
     MAX_PIXELS,
     BadImage,
@@ -33,24 +34,31 @@ class BadFile(NamedTuple):
 
 
 class Fact(NamedTuple):
-    """What a full read of an image file told: its (H, W), the sha256 of its bytes, notes on what was converted."""
+    """What a full read of an image file told: its (H, W), the sha256 of its bytes, notes on what was converted, the
+    millimetres between its rows and between its columns where it tells them.
+    """
 
     size: tuple[int, int]
     sha256: str
     notes: tuple[str, ...]
+    spacing: Spacing | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class FileImages:
-    """Image files by id. What `scan` learned (size, digest) is kept, so that no file is read twice for it."""
+    """Image files by id. What `scan` learned (size, digest) is kept, so that no file is read twice for it.
+
+    `window`: centre and width that DICOM files are seen through, instead of their own.
+    """
 
     paths: Mapping[str, Path]
     max_pixels: int = MAX_PIXELS
+    window: Window | None = None
     facts: dict[str, Fact] = field(default_factory=dict, repr=False)
 
     def read(self, id: str) -> UInt8[np.ndarray, "3 h w"]:
         """The image as uint8 (3,H,W) RGB, upright. Errors: `BadImage`."""
-        return decode(self.paths[id], max_pixels=self.max_pixels)
+        return decode(self.paths[id], max_pixels=self.max_pixels, window=self.window)
 
     def size(self, id: str) -> tuple[int, int]:
         """(H, W) of the upright image, from the header where the file was not scanned."""
@@ -63,9 +71,19 @@ class FileImages:
     def fact(self, id: str) -> Fact:
         """Size, digest and notes from one full read of the file. Errors: `BadImage`."""
         if id not in self.facts:
-            found = examine(self.paths[id], max_pixels=self.max_pixels)
-            self.facts[id] = Fact((found.pixels.shape[1], found.pixels.shape[2]), found.sha256, found.notes)
+            found = examine(self.paths[id], max_pixels=self.max_pixels, window=self.window)
+            shape = (found.pixels.shape[1], found.pixels.shape[2])
+            self.facts[id] = Fact(shape, found.sha256, found.notes, found.spacing)
         return self.facts[id]
+
+    def spacing(self, id: str) -> Spacing | None:
+        """Millimetres between rows and between columns, where the file tells them."""
+        return self.fact(id).spacing
+
+
+def spacing_of(source: object, id: str) -> Spacing | None:
+    """Millimetres between rows and between columns of an image, where it is a file that tells them."""
+    return source.spacing(id) if isinstance(source, FileImages) else None
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import math
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from tagseg.data.dicom import Window
 from tagseg.data.files import BadFile, FileImages, FileMasks, relative, scan
 from tagseg.data.images import MAX_PIXELS
 from tagseg.data.index import MaskedSet, TaggedSet, spread, with_masks
@@ -49,7 +52,8 @@ class Reading:
 
     `tags`: a tags file elsewhere; `negative`: folders whose images hold no class; `limit`: at most so many images;
     `max_bad`: the share of bad files above which nothing is opened; `follow_links`: links out of the folder count;
-    `max_pixels`: larger images are refused; `workers`: threads that decode.
+    `max_pixels`: larger images are refused; `workers`: threads that decode; `window`: centre and width that DICOM files
+    are seen through, instead of their own.
     """
 
     tags: Path | None = None
@@ -59,6 +63,12 @@ class Reading:
     follow_links: bool = False
     max_pixels: int = MAX_PIXELS
     workers: int = 2
+    window: Window | None = None
+
+    def __post_init__(self) -> None:
+        centre, width = self.window or (0.0, 1.0)
+        if not (math.isfinite(centre) and 1 <= width < math.inf):
+            raise UsageError(f"--window {centre:g} {width:g}: expected a centre and a width of 1 or more")
 
 
 def open_set(data: str | Path, splits: Sequence[str] | None = None, how: Reading | None = None) -> Opened:
@@ -81,7 +91,8 @@ def open_set(data: str | Path, splits: Sequence[str] | None = None, how: Reading
     images, bad = _usable(root, name, tree, table, ids, bad, how)
     masks, odd = _masks(root, tree, how)
     return Opened(images, with_masks(images, masks), tuple(bad), tuple(tree.ignored),
-                  (*table.warnings, *warnings, *_untagged(images), *rare_classes(table, images.ids), *odd), layout)
+                  (*table.warnings, *warnings, *_untagged(images), *_converted(images),
+                   *rare_classes(table, images.ids), *odd), layout)
 
 
 def open_images(data: str | Path, classes: tuple[str, ...], how: Reading | None = None) -> Opened:
@@ -89,7 +100,7 @@ def open_images(data: str | Path, classes: tuple[str, ...], how: Reading | None 
     how, root = how or Reading(), _folder(data)
     _, tree = _images(root, how)
     images, bad = _usable(root, root.name, tree, TagTable(classes, {}), list(tree.files), list(tree.bad.values()), how)
-    return Opened(images, None, tuple(bad), tuple(tree.ignored), (), "images without tags")
+    return Opened(images, None, tuple(bad), tuple(tree.ignored), tuple(_converted(images)), "images without tags")
 
 
 # ---- where things are ----
@@ -212,7 +223,7 @@ def _usable(root: Path, name: str, tree: Tree, table: TagTable, ids: list[str], 
             how: Reading) -> tuple[TaggedSet, list[BadFile]]:
     """Decode all, leave out what fails, and refuse a set of which too much does."""
     ids = list(spread(ids, how.limit)) if how.limit is not None else sorted(ids)
-    source = FileImages({id: tree.files[id] for id in ids}, how.max_pixels)
+    source = FileImages({id: tree.files[id] for id in ids}, how.max_pixels, how.window)
     bad = bad + scan(source, ids, root, workers=how.workers)
     good = [id for id in ids if id in source.facts]
     _judge(root, bad, len(good), how.max_bad)
@@ -236,6 +247,13 @@ def _untagged(images: TaggedSet) -> list[str]:
         return []
     return [f"{len(bare)} images have no tag row and are predicted but not learned from: {', '.join(bare[:_SHOWN])}"
             + (", ..." if len(bare) > _SHOWN else "")]
+
+
+def _converted(images: TaggedSet) -> list[str]:
+    """What was done to pixels on the way in, and to how many images."""
+    assert isinstance(images.source, FileImages)
+    counts = Counter(note for id in images.ids for note in images.source.fact(id).notes)
+    return [f"{count} of {len(images)} images: {note}" for note, count in sorted(counts.items())]
 
 
 def _masks(root: Path, tree: Tree, how: Reading) -> tuple[FileMasks, list[str]]:

@@ -49,7 +49,7 @@ def open_maps(maps: Path, images: Path, how: MapReading | None = None) -> Opened
     files, folders, bad, notes = _matched(maps, images, photos, how)
     listed = _listed(maps, how, folders)
     ids = spread(files, how.images.limit) if how.images.limit is not None else tuple(sorted(files))
-    source = FileImages({id: photos.files[id] for id in ids}, how.images.max_pixels)
+    source = FileImages({id: photos.files[id] for id in ids}, how.images.max_pixels, how.images.window)
     bad += scan(source, ids, images.resolve().parent, workers=how.images.workers)
     sizes = {id: source.facts[id].size for id in ids if id in source.facts}
     facts, wrong = _examined(maps, files, sizes, listed, how)

@@ -28,11 +28,14 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from tagseg.data import dicom
 from tagseg.data.pixels import ModeRefused, to_rgb, upright
 from tagseg.types import DataError, EnvironmentFault
 
 MAX_PIXELS = 100_000_000
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".pbm")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".pbm", ".dcm",
+            ".dicom")
+HEAD = 132  # bytes that tell what a file is
 
 # Our own table instead of Image.open: the format is what the first bytes say, no other parser is ever tried, and
 # Pillow's global MAX_IMAGE_PIXELS (a mere warning up to twice its value) plays no part; the cap below is ours.
@@ -66,25 +69,33 @@ class BadImage(DataError):
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """What one read of a file gave: `pixels` uint8 (3,H,W) RGB upright, the sha256 of its bytes, notes on repairs."""
+    """What one read of a file gave: `pixels` uint8 (3,H,W) RGB upright, the sha256 of its bytes (and of a window, where
+    one was asked for and counts), notes on what was converted, the millimetres between rows and columns where known.
+    """
 
     pixels: UInt8[np.ndarray, "3 h w"]
     sha256: str
     notes: tuple[str, ...]
+    spacing: dicom.Spacing | None = None
 
 
-def decode(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "3 h w"]:
+def decode(
+    path: str | Path, *, max_pixels: int = MAX_PIXELS, window: dicom.Window | None = None
+) -> UInt8[np.ndarray, "3 h w"]:
     """The image in a file as uint8 (3,H,W) RGB, upright by its EXIF orientation.
 
     The file is decoded to its last pixel, so a cut file is an error; the first page of several is taken. Pixel types
-    follow the rules of `tagseg.data.pixels`. Errors: `BadImage` with a reason code.
+    follow the rules of `tagseg.data.pixels`, DICOM files those of `tagseg.data.dicom`, which `window` (centre, width)
+    is for. Errors: `BadImage` with a reason code.
     """
-    return examine(path, max_pixels=max_pixels).pixels
+    return examine(path, max_pixels=max_pixels, window=window).pixels
 
 
-def examine(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Decoded:
+def examine(path: str | Path, *, max_pixels: int = MAX_PIXELS, window: dicom.Window | None = None) -> Decoded:
     """As `decode`, with the sha256 of the same bytes and notes on what was converted; one read of the file."""
     data = read_bytes(path, max_pixels)
+    if dicom.is_dicom(data):
+        return _examine_dicom(path, data, max_pixels, window)
     with _parsing(path):
         image = _open(path, data, max_pixels)
         notes = _page_notes(image)
@@ -113,6 +124,9 @@ def decode_mask(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.n
 def read_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """(H, W) in pixels of the upright image, from the header (a PNG without EXIF in its header is read through)."""
     data = read_bytes(path, max_pixels)
+    if dicom.is_dicom(data):
+        with _parsing(path):
+            return dicom.size(dicom.parse(data))
     with _parsing(path):
         image = _open(path, data, max_pixels)
         if isinstance(image, TiffImagePlugin.TiffImageFile):  # Pillow swaps .size itself, in some versions only
@@ -128,7 +142,7 @@ def read_bytes(path: str | Path, max_pixels: int = MAX_PIXELS) -> bytes:
     try:
         with open(path, "rb", opener=_open_regular) as file:
             length = os.fstat(file.fileno()).st_size
-            head = file.read(16)
+            head = file.read(HEAD)
             _check_head(path, head, length, max_pixels)
             return head + file.read()
     except FileNotFoundError:
@@ -139,6 +153,20 @@ def read_bytes(path: str | Path, max_pixels: int = MAX_PIXELS) -> bytes:
         raise BadImage(path, "no-permission", "the file may not be read; change its permissions") from None
     except OSError as error:
         raise EnvironmentFault(f"{path}: reading failed: {error.strerror or error}; check the disk") from error
+
+
+def is_unnamed_dicom(path: Path) -> bool:
+    """Whether a file without a known suffix is a DICOM file: archives name them 1.2.840.... or IM000001.
+
+    Not so the table of contents that lies beside them, DICOMDIR.
+    """
+    if path.name == "DICOMDIR":
+        return False
+    try:
+        with open(path, "rb", opener=_open_regular) as file:
+            return dicom.is_dicom(file.read(HEAD))
+    except OSError:
+        return False
 
 
 # ---- the log of opened masks: how a run proves that a fit saw no pixel truth ----
@@ -182,9 +210,10 @@ def _open_regular(path: str, flags: int) -> int:
 def _check_head(path: str | Path, head: bytes, length: int, max_pixels: int) -> None:
     if length == 0:
         raise BadImage(path, "empty", "the file has no bytes; copy it again")
-    if _reader(head) is None:
+    if _reader(head) is None and not dicom.is_dicom(head):
         found = "text or HTML" if head.lstrip()[:1] in (b"<", b"{") else f"first bytes {head[:8]!r}"
-        raise BadImage(path, "not-an-image", f"found {found}, expected JPEG, PNG, TIFF, WEBP, BMP, GIF or PPM")
+        raise BadImage(path, "not-an-image", f"found {found}, expected JPEG, PNG, TIFF, WEBP, BMP, GIF, PPM "
+                       "or DICOM")
     if length > max_pixels * _BYTES_A_PIXEL + 2**26:
         raise BadImage(path, "too-large", f"{length} bytes for at most {max_pixels} pixels; cut it into tiles")
 
@@ -202,13 +231,29 @@ def _open(path: str | Path, data: bytes, max_pixels: int) -> ImageFile.ImageFile
     if reader is None:
         raise BadImage(path, "not-an-image", "the file changed while it was read; run again")
     image = reader(BytesIO(data))
-    width, height = image.size
+    _check_size(path, *image.size, max_pixels)
+    return image
+
+
+def _check_size(path: str | Path, width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise BadImage(path, "too-large", f"{width}x{height} pixels, expected at most {max_pixels}; "
                        "cut it into tiles, shrink it, or raise max_pixels")
     if width < 1 or height < 1:
         raise BadImage(path, "no-pixels", f"the header says {width}x{height}")
-    return image
+
+
+def _examine_dicom(path: str | Path, data: bytes, max_pixels: int, window: dicom.Window | None) -> Decoded:
+    """As `examine`. The window counts into the digest: other windows are other images."""
+    notes: list[str] = []
+    with _parsing(path):
+        dataset = dicom.parse(data)
+        height, width = dicom.size(dataset)
+        _check_size(path, width, height, max_pixels)
+        pixels = dicom.to_rgb(dataset, window, notes)
+        spacing = dicom.spacing(dataset)
+    digest = hashlib.sha256(data + (b"" if window is None else repr(window).encode())).hexdigest()
+    return Decoded(pixels.transpose(2, 0, 1), digest, tuple(notes), spacing)
 
 
 class _parsing:
@@ -231,7 +276,8 @@ class _parsing:
 
 
 def _speaks_of_an_end(error: Exception) -> bool:
-    words = ("truncated", "not enough", "unexpected end", "end of file", "decoder error -2", "incomplete")
+    words = ("truncated", "not enough", "unexpected end", "end of file", "decoder error -2", "incomplete",
+             "less than expected")
     return isinstance(error, EOFError | struct.error) or any(word in str(error).lower() for word in words)
 
 

@@ -8,6 +8,7 @@
 32-bit integer  only values in 0..65535, as 16-bit.
 float           only values in 0..1, times 255, rounded.
 transparency    composited over white.
+DICOM           rules of its own: `tagseg.data.dicom`.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ def to_rgb(image: Image.Image, notes: list[str]) -> RGB:
     Errors: `ModeRefused` for LAB, floats outside 0..1, integers outside 0..65535.
     """
     if image.mode.startswith("I;16") or image.mode == "I":
-        return _repeat(_from_16_bit(np.asarray(image), notes))
+        return repeat(_from_16_bit(np.asarray(image), notes))
     if image.mode == "F":
-        return _repeat(_from_float(np.asarray(image), notes))
+        return repeat(_from_float(np.asarray(image), notes))
     if image.has_transparency_data:
         return _over_white(np.asarray(image.convert("RGBA")), notes)
     if image.mode in ("1", "L"):
-        return _repeat(np.asarray(image.convert("L")))
+        return repeat(np.asarray(image.convert("L")))
     if image.mode in ("CMYK", "YCbCr", "HSV"):
         notes.append(f"{image.mode} converted to RGB")
     if image.mode in ("RGB", "P", "CMYK", "YCbCr", "HSV", "RGBX"):
@@ -59,7 +60,8 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return pixels
 
 
-def _repeat(grey: Grey) -> RGB:
+def repeat(grey: Grey) -> RGB:
+    """Grey (H,W) as three equal channels."""
     return np.repeat(grey[:, :, None], 3, axis=2)
 
 
@@ -69,7 +71,7 @@ def _from_16_bit(values: np.ndarray, notes: list[str]) -> Grey:
         raise ModeRefused(f"integers from {low} to {high}, expected 0..65535; save it as 16-bit or 8-bit grey")
     notes.append("16-bit grey scaled to 8 bits")
     if 255 < high <= TWELVE_BIT:
-        notes.append(f"16-bit values end at {high}: 12-bit data comes out dark, multiply it by 16 before saving")
+        notes.append("16-bit values end below 4096: 12-bit data comes out dark, multiply it by 16 before saving")
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tagseg.data.files import BadFile, relative
-from tagseg.data.images import SUFFIXES
+from tagseg.data.images import SUFFIXES, is_unnamed_dicom
 from tagseg.types import DataError, EnvironmentFault
 
 _SHOWN = 5
@@ -41,7 +41,7 @@ class Tree:
 
 def walk(folder: Path, root: Path, *, suffixes: Collection[str] = SUFFIXES, skip: Collection[Path] = (),
          follow_links: bool = False) -> Tree:
-    """Find the images below `folder`. Hidden files and other names are ignored and listed.
+    """Find the images below `folder`. Hidden files and other names are ignored and listed; DICOM files need no name.
 
     A link that leaves `root` is bad unless `follow_links`. Errors: `DataError` where two files have one id (`a.jpg`
     beside `a.png`), `EnvironmentFault` where a folder cannot be listed.
@@ -52,12 +52,13 @@ def walk(folder: Path, root: Path, *, suffixes: Collection[str] = SUFFIXES, skip
     judge = _Walk(folder, root, suffixes, skip, follow_links, tree)
     for path in _entries(folder, judge, set()):
         name = path.relative_to(folder).as_posix()
-        if path.suffix.lower() not in suffixes:
+        if path.suffix.lower() not in suffixes and not (suffixes is SUFFIXES and is_unnamed_dicom(path)):
             tree.ignored.append(BadFile(relative(path, root), "not-an-image-name", f"expected {' '.join(suffixes)}"))
         elif not _is_text(name):
             tree.bad[name] = BadFile(relative(path, root), "name-not-utf8", "rename the file")
         else:
-            _add(tree, unicodedata.normalize("NFC", name), path, root, clashes)
+            suffix = path.suffix if path.suffix.lower() in suffixes else ""
+            _add(tree, unicodedata.normalize("NFC", name), suffix, path, root, clashes)
     if clashes:
         more = f" and {len(clashes) - _SHOWN} more" if len(clashes) > _SHOWN else ""
         raise DataError("two files with one id (the path without suffix): " + "; ".join(clashes[:_SHOWN]) + more
@@ -67,8 +68,8 @@ def walk(folder: Path, root: Path, *, suffixes: Collection[str] = SUFFIXES, skip
 
 # ---- inside ----
 
-def _add(tree: Tree, name: str, path: Path, root: Path, clashes: list[str]) -> None:
-    id = name[:-len(path.suffix)]
+def _add(tree: Tree, name: str, suffix: str, path: Path, root: Path, clashes: list[str]) -> None:
+    id = name[:len(name) - len(suffix)]
     if id in tree.files:
         clashes.append(f"{relative(tree.files[id], root)!r} and {relative(path, root)!r}")
         return

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tagseg.ops import ranking
 from tagseg.ops.confusion import Summary, class_labels, confusion, summary
 from tagseg.ops.scores import to_labels, winners
 from tagseg.types import F32, I64, IGNORE, U8, Bool, DataError, check_mask
@@ -137,15 +138,7 @@ class MapTally:
         Sum over scores, highest first, of precision times the gain in recall, with scores rounded down to 1/1024:
         pixels of one such step rank equal.
         """
-        return {name: _average_precision(self.scored[1, c], self.scored[0, c]) for c, name in enumerate(self.names)}
-
-
-def _average_precision(positive: I64, negative: I64) -> float | None:
-    if positive.sum() == 0:
-        return None
-    found, wrong = np.cumsum(positive[::-1]), np.cumsum(negative[::-1])
-    precision = found / np.maximum(found + wrong, 1)
-    return float(np.sum(precision * positive[::-1]) / found[-1])
+        return {name: ranking.average_precision(*self.scored[::-1, c]) for c, name in enumerate(self.names)}
 
 
 def _check_item(sample: str, truth: U8, classes: I64, scores: F32, count: int) -> None:

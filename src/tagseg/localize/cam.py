@@ -13,7 +13,8 @@ from torch import Tensor
 from tagseg.artifacts import MapSet, Weights, write_maps
 from tagseg.data.index import TaggedSet
 from tagseg.inference import Network, Seen, Views, predict
-from tagseg.localize.classify import TagNet, load
+from tagseg.localize import findings as found
+from tagseg.localize.classify import TagNet, load, pooling_of
 from tagseg.ops.geometry import resample
 from tagseg.ops.scores import normalise
 from tagseg.store import Work, stage
@@ -54,6 +55,15 @@ def maps(work: Work, tagged: TaggedSet, classifier: Weights, cfg: Cam) -> None:
             )
 
     write_maps(work, tagged.ids, produce, {"classes": list(tagged.classes), "grid": cfg.grid})
+
+
+@stage(MapSet, version=1)
+def findings(work: Work, images: TaggedSet, classifier: Weights, cfg: Cam) -> None:
+    """Where the classifier sees any class at all, in images whose tags are not known."""
+    model, pooled = load(classifier, images.classes), pooling_of(classifier)
+    network = found.network_of(model, model.backbone, model.tap, lambda maps: maps + model.head.bias.view(1, -1, 1, 1),
+                               lambda maps: model.head.logits(maps, pooled))  # fmt: skip
+    found.write_findings(work, images, network, cfg)
 
 
 def network_of(model: TagNet) -> Network:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from tagseg.artifacts import MapSet, Scores, Weights, write_maps, write_scores, write_weights
 from tagseg.data.index import TaggedSet
 from tagseg.inference import Network, Views, count, predict
-from tagseg.localize.stack_net import StackNet, load, pooled
+from tagseg.localize import findings as found
+from tagseg.localize.stack_net import StackNet, by_class, load, pooled
 from tagseg.ops.geometry import resample
 from tagseg.ops.scores import normalise
 from tagseg.store import Work, stage
@@ -47,14 +48,24 @@ class StackMaps:
 def maps(work: Work, tagged: TaggedSet, stack: Weights, cfg: StackMaps) -> None:
     """Maps of the tagged classes of every image: summed over views, then divided by their maximum."""
     present = dict(zip(tagged.ids, tagged.tags, strict=True))
-    _write(work, tagged, load(stack, tagged.classes), cfg, lambda sample, logits: present[sample])
+    _write(work, tagged, network_of(load(stack, tagged.classes), cfg.smooth), cfg, lambda sample, _: present[sample])
 
 
 @stage(MapSet, version=1)
 def predicted(work: Work, images: TaggedSet, model: Weights, cfg: StackMaps) -> None:
     """The same of images whose tags are not known: of the classes whose score is above 0."""
     forced = cfg.always == "yes" or (cfg.always == "usual" and not model.meta["negatives"])
-    _write(work, images, load(model, tuple(model.meta["classes"])), cfg, lambda sample, logits: likely(logits, forced))
+    network = network_of(load(model, tuple(model.meta["classes"])), cfg.smooth)
+    _write(work, images, network, cfg, lambda sample, logits: likely(logits, forced))
+
+
+@stage(MapSet, version=1)
+def findings(work: Work, images: TaggedSet, stack: Weights, cfg: StackMaps) -> None:
+    """Where the stack sees any class at all, in images whose tags are not known."""
+    model = load(stack, images.classes)
+    network = found.network_of(MapsOnly(model), model.backbone, model.tap, lambda maps: blurred(maps, cfg.smooth),
+                               lambda maps: pooled(maps, model.cfg))  # fmt: skip
+    found.write_findings(work, images, network, cfg)
 
 
 def likely(logits: F32, forced: bool) -> Bool:
@@ -65,10 +76,10 @@ def likely(logits: F32, forced: bool) -> Bool:
     return found
 
 
-def _write(work: Work, images: TaggedSet, model: StackNet, cfg: StackMaps,
+def _write(work: Work, images: TaggedSet, network: Network, cfg: StackMaps,
            present: Callable[[str, F32], Bool]) -> None:
-    network = network_of(model, cfg.smooth)
-    views = count(cfg.views)
+    """Maps of the classes that are `present` by an image's id and by what `network` says of it behind its C maps."""
+    views, count_of = count(cfg.views), len(images.classes)
 
     def grid(size: Size) -> Size:
         return math.ceil(size[0] / cfg.grid), math.ceil(size[1] / cfg.grid)
@@ -77,11 +88,50 @@ def _write(work: Work, images: TaggedSet, model: StackNet, cfg: StackMaps,
         for one in predict(work, network, images.source, ids, cfg.views, device=cfg.device, precision=cfg.precision,
                            out_size=grid):  # fmt: skip
             values = np.asarray(one.values.numpy(), np.float32)
-            classes = np.flatnonzero(present(one.id, values[model.classes :, 0, 0] / np.float32(views)))
+            classes = np.flatnonzero(present(one.id, values[count_of:, 0, 0] / np.float32(views)))
             yield ClassMaps(one.id, classes.astype(np.int64) + 1, normalise(values[classes]),
                             (one.image.shape[1], one.image.shape[2]))  # fmt: skip
 
     write_maps(work, images.ids, produce, {"classes": list(images.classes), "grid": cfg.grid})
+
+
+@dataclass(frozen=True)
+class Level(StackMaps):
+    """One level alone, counted from 1, the finest."""
+
+    level: int = 1
+
+
+def level_of(cfg: StackMaps, level: int) -> Level:
+    """The same settings for one level."""
+    return Level(**{f.name: getattr(cfg, f.name) for f in fields(StackMaps)}, level=level)
+
+
+@stage(MapSet, version=1)
+def level(work: Work, tagged: TaggedSet, stack: Weights, cfg: Level) -> None:
+    """What one level adds to the maps of the tagged classes, its positive part divided by its maximum: for pictures."""
+    present = dict(zip(tagged.ids, tagged.tags, strict=True))
+    model = load(stack, tagged.classes)
+    tap = model.mirror.grids[cfg.level - 1]
+
+    def read(raw: Tensor, in_size: Size, out_size: Size) -> Tensor:
+        return resample(raw.float().relu(), stride=tap.stride, offset=tap.offset, in_size=in_size, out_size=out_size)
+
+    network = Network(LevelOnly(model, cfg.level), model.backbone.preprocess, read, model.classes,
+                      model.backbone.min_size, rewrite=False)  # fmt: skip
+    _write(work, tagged, network, cfg, lambda sample, _: present[sample])
+
+
+class LevelOnly(nn.Module):
+    """What one level adds to the maps, on its own grid."""
+
+    def __init__(self, stack: StackNet, level: int) -> None:
+        super().__init__()
+        self.stack, self.level = stack, level
+
+    def forward(self, x: Tensor) -> Tensor:
+        found, _ = self.stack.found(x)
+        return by_class(found, lambda levels: self.stack.part(levels[self.level - 1], self.level))
 
 
 class MapsOnly(nn.Module):

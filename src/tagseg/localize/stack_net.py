@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -92,15 +92,16 @@ class StackNet(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Maps with their bias, and the logits of the auxiliary branch."""
+        found, logits = self.found(x)
+        return by_class(found, self.maps), logits
+
+    def found(self, x: Tensor) -> tuple[list[Sequence[Tensor]], Tensor]:
+        """Levels, finest first, of one way down (of one for each class where each has a top), and auxiliary logits."""
         if self.cfg.source == "encoder":
             points = self.mirror.points(x)
-            return self.maps(points[:-1]), self.aux(points[-1].mean((2, 3)))
+            return [points[:-1]], self.aux(points[-1].mean((2, 3)))
         top, found = self.mirror(x, self.signals if self.cfg.top == "class" else lambda top: [top])
-        logits = self.aux(top.mean((2, 3)))
-        if self.cfg.top == "all":
-            return self.maps(found[0]), logits
-        each = [self.maps(levels)[:, k] for k, levels in enumerate(found)]
-        return torch.stack(each, 1), logits
+        return found, self.aux(top.mean((2, 3)))
 
     def signals(self, top: Tensor) -> list[Tensor]:
         """What of the top speaks for each class."""
@@ -123,6 +124,13 @@ class StackNet(nn.Module):
         if len(self.gates):
             head = head * self.gates[0][b - 1].sigmoid()
         return F.conv2d(self.norms[b - 1](level), head[:, :, None, None])  # dfs Eq. 7
+
+
+def by_class(found: Sequence[Sequence[Tensor]], read: Callable[[Sequence[Tensor]], Tensor]) -> Tensor:
+    """What `read` makes of levels (n,C,h,w): of the same ones for all classes, or for each class of its own."""
+    if len(found) == 1:
+        return read(found[0])
+    return torch.stack([read(levels)[:, k] for k, levels in enumerate(found)], 1)
 
 
 def chosen(levels: tuple[int, ...], many: int) -> tuple[int, ...]:

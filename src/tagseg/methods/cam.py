@@ -68,6 +68,12 @@ def pseudo(run: Run, inputs: Inputs, fitted: Fitted, cfg: Config) -> LabelSet:
     return refining.pseudo(run, inputs.tagged, maps(run, inputs.tagged, fitted, cfg), fitted, cfg)
 
 
+def findings(run: Run, images: TaggedSet, fitted: Fitted, cfg: Config) -> dict[str, MapSet]:
+    """Where the classifier and where the segmenter see any class at all, in images whose tags are not known."""
+    maps = cam.findings(run, images, fitted.classifier, cfg.cam)
+    return {"class maps": maps, "segmenter": segmented.findings(run, images, fitted.model, cfg.predict)}
+
+
 def predict(run: Run, model: Weights, images: TaggedSet, cfg: Config) -> LabelSet:
     """Masks of images by the segmenter alone."""
     return segmented.labels(run, images, model, cfg.predict)

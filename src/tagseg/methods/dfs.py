@@ -9,7 +9,7 @@ from tagseg.artifacts import LabelSet, MapSet, Scores, Weights
 from tagseg.data.index import TaggedSet
 from tagseg.inference import Views
 from tagseg.localize import classify, deconv_stack, operating_point, stack_maps
-from tagseg.methods.protocol import Fitted, Inputs, Refined
+from tagseg.methods.protocol import Fitted, Inputs, Refined, Step
 from tagseg.refine import crf, threshold
 from tagseg.store import Run
 
@@ -79,6 +79,18 @@ def labels(run: Run, tagged: TaggedSet, found: MapSet, point: Scores, cfg: Confi
 def pseudo(run: Run, inputs: Inputs, fitted: Fitted, cfg: Config) -> LabelSet:
     """Labels of other tagged images."""
     return labels(run, inputs.tagged, maps(run, inputs.tagged, fitted, cfg), fitted.point, cfg)
+
+
+def steps(run: Run, inputs: Inputs, fitted: Fitted, cfg: Config) -> dict[str, Step]:
+    """For the report: what each level adds, the coarsest first, to maps of other images whose tags are given."""
+    levels = fitted.model.meta["stack"]["levels"]
+    return {f"level {b}": stack_maps.level(run, inputs.tagged, fitted.model, stack_maps.level_of(cfg.maps, b))
+            for b in reversed(levels)}  # fmt: skip
+
+
+def findings(run: Run, images: TaggedSet, fitted: Fitted, cfg: Config) -> dict[str, MapSet]:
+    """Where the stack sees any class at all, in images whose tags are not known."""
+    return {"stack": stack_maps.findings(run, images, fitted.model, cfg.predict.maps)}
 
 
 def predict(run: Run, model: Weights, images: TaggedSet, cfg: Config) -> LabelSet:

@@ -169,7 +169,10 @@ def _charts(document: Mapping[str, Any]) -> dict[str, Any]:
                  for name in ("seed", "pseudo", "val")}
     losses = {name: plots.loss_curve(name, listed(rows)) for name, rows in mapping(document.get("histories")).items()}
     rounds = plots.round_curves([mapping(row) for row in listed(document.get("rounds"))])
+    found = {str(name): mapping(one) for name, one in mapping(mapping(document.get("findings")).get("maps")).items()}
+    findings = {kind: plots.finding_curves(kind, found) for kind in ("froc", "roc")}
     return {"curves": _inline(drawn), "losses": _inline(losses), "rounds": _inline({0: rounds}).get(0, ""),
+            "findings": _inline(findings),
             "bars": list(_inline(dict(enumerate(plots.class_bars(per_class)))).values())}
 
 

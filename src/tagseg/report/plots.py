@@ -129,6 +129,29 @@ def round_curves(rows: Sequence[Mapping[str, Any]]) -> str:
         return _svg(figure, "rounds", "mean IoU by round")
 
 
+def finding_curves(kind: str, found: Mapping[str, Mapping[str, Any]]) -> str:
+    """A line for each source of maps. `kind` "froc": objects found over false points an image; "roc": of pixels."""
+    lines = {name: np.array([[finite(v) for v in listed(point)[:2]] for point in listed(scores.get(f"{kind}_curve"))],
+                            float) for name, scores in found.items()}  # fmt: skip
+    lines = {name: line for name, line in lines.items() if line.ndim == 2 and line.shape[1] == 2}
+    if not lines:
+        return ""
+    with _drawing(460, 300) as (figure, axes):
+        for number, (name, line) in enumerate(lines.items()):
+            axes.plot(line[:, 0], 100 * line[:, 1], lw=2.2, label=name,
+                      drawstyle="steps-post" if kind == "froc" else "default",
+                      color=_ROUND_COLOURS[number % len(_ROUND_COLOURS)], ls=_DASHES[number % len(_DASHES)])
+        if kind == "roc":
+            axes.plot([0, 1], [0, 100], color=MUTED, lw=1, ls=(0, (4, 3)), label="chance")
+            axes.set(xlabel="share of empty pixels taken for an object", ylabel="object pixels found, %", xlim=(0, 1))
+        else:
+            axes.set(xlabel="false points an image", ylabel="objects found, %", xlim=(0, None))
+        axes.set_ylim(0, 102)
+        axes.legend(loc="lower right")
+        words = {"froc": "objects found over false points an image", "roc": "pixels found over pixels falsely taken"}
+        return _svg(figure, f"finding-{kind}", words[kind])
+
+
 @contextlib.contextmanager
 def _drawing(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
     """A figure of this many SVG units under our style alone, whatever the user's matplotlibrc says."""

@@ -11,6 +11,7 @@ from tagseg.evaluate import measure
 from tagseg.evaluate.thresholds import flat_within
 from tagseg.methods.protocol import Fitted
 from tagseg.refine.threshold import Fixed, fixed
+from tagseg.runs.findings import screened
 from tagseg.runs.rounds import by_round
 from tagseg.runs.setup import Prepared
 from tagseg.store import Run
@@ -23,7 +24,7 @@ PSEUDO_IMAGES = 80
 class Measured:
     """What the report shows: `scores` as in scores.json, curves, whole documents, and why entries are missing.
 
-    `rounds` of a repeated method, as `by_round` gives them.
+    `rounds` of a repeated method, as `by_round` gives them; `findings` as `screened` does.
     """
 
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -32,6 +33,7 @@ class Measured:
     missing: dict[str, str] = field(default_factory=dict)
     per_image: list[tuple[str, float]] = field(default_factory=list)
     rounds: list[dict[str, Any]] = field(default_factory=list)
+    findings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ def measured(run: Run, prepared: Prepared, fitted: Fitted, predicted: Predicted)
     else:
         _val_numbers(run, predicted, truth, auto, out)
     out.rounds = by_round(run, prepared, fitted)
+    out.findings = screened(run, prepared, fitted, out.detail)
     return out
 
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from tagseg import config, methods
 from tagseg.artifacts import Weights, png
-from tagseg.data.files import FileImages, scan
+from tagseg.data.dicom import Spacing, Window
+from tagseg.data.files import FileImages, scan, spacing_of
 from tagseg.data.folder import Reading, open_images
 from tagseg.data.index import TaggedSet
 from tagseg.disk import write_atomic
@@ -30,13 +31,16 @@ MARKER = ".tagseg-masks"
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run folder holds for prediction: its method, its config on this device, its model."""
+    """What a run folder holds for prediction: its method, its config on this device, its model, and the window that it
+    saw DICOM files through, if not their own.
+    """
 
     method: Any
     cfg: Any
     model: Weights
     classes: tuple[str, ...]
     has_background: bool
+    window: Window | None = None
 
 
 def trained(run_folder: Path, device: str = "auto", precision: str = "auto") -> Trained:
@@ -46,17 +50,20 @@ def trained(run_folder: Path, device: str = "auto", precision: str = "auto") -> 
         raise UsageError(
             f"{place}: holds no trained model (weights/{RECORD}); give the --out folder of a finished `tagseg run`"
         )
-    method = methods.get(_method(place))
+    about = _environment(place)
+    method = methods.get(about["method"])
     cfg = config.load(method.Config(), place / "config.yaml")
     chosen = choose_device(device)
     cfg = config.assign(cfg, {"device": chosen, "precision": choose_precision(precision, chosen)})
     model = Weights(verify(place / "weights")["key"], place / "weights")
-    return Trained(method, cfg, model, tuple(model.meta["classes"]), bool(model.meta["has_background"]))
+    window = (float(about["window"][0]), float(about["window"][1])) if about.get("window") else None
+    return Trained(method, cfg, model, tuple(model.meta["classes"]), bool(model.meta["has_background"]), window)
 
 
-def _method(place: Path) -> str:
+def _environment(place: Path) -> dict[str, Any]:
     try:
-        return str(json.loads((place / "environment.json").read_text())["method"])
+        found = json.loads((place / "environment.json").read_text())
+        return {**found, "method": str(found["method"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IntegrityError(
             f"{place / 'environment.json'}: does not say which method this run is of ({error})"
@@ -82,7 +89,8 @@ def predict(
         raise UsageError(f"--save {unknown[0]!r} is unknown; expected some of {', '.join(KINDS)}")
     check_outside(images, out)
     known = trained(run_folder, device)
-    opened = open_images(images, known.classes, reading)
+    reading = reading or Reading()
+    opened = open_images(images, known.classes, replace(reading, window=reading.window or known.window))
     cfg = _post(known.cfg) if post else known.cfg
     own_folder(out, MARKER)
     work = Run(out / ".tagseg-cache", workers=workers, progress=progress, stopping=stopping)
@@ -108,7 +116,8 @@ def _post(cfg: Any) -> Any:
 
 def _save(out: Path, found: Labels, images: TaggedSet, save: Sequence[str]) -> None:
     if "mask" in save:
-        write_atomic(out / f"{found.id}.png", png(found.pixels, palette=True))
+        spacing = spacing_of(images.source, found.id)
+        write_atomic(out / f"{found.id}.png", png(found.pixels, palette=True, spacing=spacing))
     if "confidence" in save and found.confidence is not None:
         write_atomic(out / "confidence" / f"{found.id}.png", png(found.confidence, palette=False))
     if "overlay" in save:
@@ -118,15 +127,18 @@ def _save(out: Path, found: Labels, images: TaggedSet, save: Sequence[str]) -> N
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """One predicted mask: `pixels` uint8 (H,W), `confidence` uint8 (H,W), the class names of 1..C."""
+    """One predicted mask: `pixels` uint8 (H,W), `confidence` uint8 (H,W), the class names of 1..C, and the millimetres
+    between rows and between columns where the image tells them.
+    """
 
     pixels: U8
     confidence: U8 | None
     classes: tuple[str, ...]
+    spacing: Spacing | None = None
 
     def save(self, path: str | Path) -> None:
         """Write a palette PNG."""
-        write_atomic(Path(path), png(self.pixels, palette=True))
+        write_atomic(Path(path), png(self.pixels, palette=True, spacing=self.spacing))
 
 
 @dataclass(frozen=True)
@@ -138,7 +150,7 @@ class Loaded:
     def __call__(self, path: str | Path) -> Mask:
         """The mask of an image file, at its own size."""
         file = Path(path)
-        source = FileImages({file.stem: file})
+        source = FileImages({file.stem: file}, window=self.trained.window)
         for bad in scan(source, [file.stem], file.parent):
             raise DataError(f"{bad.path}: {bad.reason}: {bad.detail}")
         classes = self.trained.classes
@@ -151,7 +163,7 @@ class Loaded:
                 Run(Path(folder), workers=1), self.trained.model, one, self.trained.cfg
             )
             found = labels.get(file.stem)
-        return Mask(found.pixels, found.confidence, classes)
+        return Mask(found.pixels, found.confidence, classes, source.spacing(file.stem))
 
 
 def load(run_folder: str | Path, device: str = "auto") -> Loaded:

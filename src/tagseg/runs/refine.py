@@ -14,6 +14,7 @@ import numpy as np
 
 from tagseg import cache, config
 from tagseg.artifacts import LabelSet, MapSet, Scores, png
+from tagseg.data.files import spacing_of
 from tagseg.data.folder import TooManyBad
 from tagseg.data.foreign_folders import OpenedMaps, open_maps
 from tagseg.data.foreign_maps import ForeignMaps, MapReading
@@ -251,7 +252,7 @@ def _bytes(kind: str, one: Labels, opened: OpenedMaps, found: Refined) -> bytes:
         return _array(found.probabilities, one.id, len(opened.maps.classes))
     if kind == "confidence" and one.confidence is not None:
         return png(one.confidence, palette=False)
-    return png(one.pixels, palette=True)
+    return png(one.pixels, palette=True, spacing=spacing_of(opened.images.source, one.id))
 
 
 def _array(shares: MapSet, id: str, classes: int) -> bytes:

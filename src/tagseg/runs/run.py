@@ -18,6 +18,7 @@ import yaml
 from tagseg import cache, config
 from tagseg._version import VERSION
 from tagseg.artifacts import png
+from tagseg.data.files import spacing_of
 from tagseg.data.folder import TooManyBad
 from tagseg.data.images import mask_reads, reset_mask_reads
 from tagseg.disk import lock, write_atomic
@@ -193,6 +194,7 @@ def _document(
         "operating_point": point,
         "detail": numbers.detail,
         "rounds": numbers.rounds,
+        "findings": numbers.findings,
         "histories": _histories(lineage, prepared.cache),
         "lineage": lineage,
         "warnings": list(prepared.warnings),
@@ -234,8 +236,15 @@ def scores_document(document: dict[str, Any]) -> dict[str, Any]:
         "cost": document["cost"],
         **document["scores"],
         **({"rounds": document["rounds"]} if document["rounds"] else {}),
+        **({"findings": _without_curves(document["findings"])} if document["findings"] else {}),
         "missing": document["missing"],
     }
+
+
+def _without_curves(findings: dict[str, Any]) -> dict[str, Any]:
+    maps = {name: {n: v for n, v in scores.items() if not n.endswith("_curve")}
+            for name, scores in findings["maps"].items()}  # fmt: skip
+    return {**findings, "maps": maps}
 
 
 def _write_model(out: Path, prepared: Prepared, predicted: Predicted, fitted: Fitted) -> None:
@@ -252,11 +261,13 @@ def _write_model(out: Path, prepared: Prepared, predicted: Predicted, fitted: Fi
         "commit": setup.commit(),
         "command": prepared.request.command,
         "device": setup.device_text(prepared.device, prepared.precision),
+        "window": prepared.request.reading.window,
         "libraries": library_versions(),
     }
     write_atomic(out / "environment.json", json.dumps(environment, indent=1).encode())
     for labels in predicted.val:
-        write_atomic(out / "masks" / f"{labels.id}.png", png(labels.pixels, palette=True))
+        spacing = spacing_of(predicted.images.source, labels.id)
+        write_atomic(out / "masks" / f"{labels.id}.png", png(labels.pixels, palette=True, spacing=spacing))
 
 
 def _write_results(out: Path, document: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from tagseg.artifacts import LabelSet, Weights, write_labels
+from tagseg.artifacts import LabelSet, MapSet, Weights, write_labels, write_maps
 from tagseg.data.index import TaggedSet
 from tagseg.inference import Network, Seen, Views, count, predict
 from tagseg.nets.deeplab import Segmenter
@@ -17,7 +17,7 @@ from tagseg.ops import crf, regions
 from tagseg.ops.geometry import resample
 from tagseg.segment.train import load
 from tagseg.store import Work, stage
-from tagseg.types import F32, U8, Labels
+from tagseg.types import F32, U8, ClassMaps, Labels
 
 Size = tuple[int, int]
 
@@ -81,6 +81,21 @@ def restricted(work: Work, tagged: TaggedSet, segmenter: Weights, cfg: PredictTa
         return regions.allowance(present, not shift, usual)[shift:]
 
     _write(work, tagged, segmenter, cfg, allowed)
+
+
+@stage(MapSet, version=1)
+def findings(work: Work, images: TaggedSet, segmenter: Weights, cfg: Predict) -> None:
+    """To which share each pixel is any class but background, at half the size; of the image, its surest pixel."""
+    meta, views = segmenter.meta, count(cfg.views)
+    network = network_of(load(segmenter), len(meta["classes"]) + 1)
+
+    def produce(ids: list[str]) -> Iterator[ClassMaps]:
+        for seen in predict(work, network, images.source, ids, cfg.views, device=cfg.device, precision=cfg.precision,
+                            out_size=lambda size: ((size[0] + 1) // 2, (size[1] + 1) // 2)):  # fmt: skip
+            shares = (1 - np.asarray((seen.values[:1] / views).numpy(), np.float32)).clip(0, 1)
+            yield ClassMaps(seen.id, np.array([1]), shares, seen.image.shape[1:], shares.max((1, 2)))
+
+    write_maps(work, images.ids, produce, {"classes": ["object"], "grid": 2})
 
 
 def _write(
