@@ -131,7 +131,7 @@ def measured(preset: str, seed: int, cache: Path, wanted: str, at: str | None) -
     rows, start = list[Row](), time.monotonic()
     for arms in (cams(run, prepared, val), stacks(run, prepared, val, wanted)):
         for name, found, right, weights in arms:
-            rows.append({"scene": preset, "seed": seed, "setting": name, "tag_accuracy": right,
+            rows.append({"scene": preset, "seed": seed, "variant": name, "tag_accuracy": right,
                          "levels": weights.meta.get("stack", {}).get("levels"), **scored(found, truth), "commit": at,
                          "seconds": round(time.monotonic() - start, 1)})  # fmt: skip
             print(line(rows[-1]), flush=True)
@@ -141,7 +141,7 @@ def measured(preset: str, seed: int, cache: Path, wanted: str, at: str | None) -
 
 def line(row: Row) -> str:
     """One row as text."""
-    return (f"{row['scene']:8s} {row['seed']} {row['setting']:24s} tags {row['tag_accuracy']:.3f}  best IoU "
+    return (f"{row['scene']:8s} {row['seed']} {row['variant']:24s} tags {row['tag_accuracy']:.3f}  best IoU "
             f"{row['best_iou']:.3f} ({row['best_at']:.2f})  P at R .5 {row['precision_at_0.5']:.3f} .7 "
             f"{row['precision_at_0.7']:.3f}  AP {row['average_precision']:.3f}  {row['seconds']:.0f} s")  # fmt: skip
 
@@ -150,9 +150,9 @@ def void(rows: list[Row]) -> list[str]:
     """Arms that do not tell the tags well enough for anything to be read off their maps."""
     means: dict[tuple[str, str], list[float]] = {}
     for row in rows:
-        means.setdefault((row["scene"], row["setting"]), []).append(row["tag_accuracy"])
-    return [f"VOID: {setting} on {scene} tells {np.mean(found):.3f} of the tags right, under {ACCURATE}"
-            for (scene, setting), found in means.items() if np.mean(found) < ACCURATE]
+        means.setdefault((row["scene"], row["variant"]), []).append(row["tag_accuracy"])
+    return [f"VOID: {variant} on {scene} tells {np.mean(found):.3f} of the tags right, under {ACCURATE}"
+            for (scene, variant), found in means.items() if np.mean(found) < ACCURATE]
 
 
 def main() -> None:

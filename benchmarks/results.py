@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from scipy import stats
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 NUMBERS = (
@@ -140,6 +142,39 @@ def settings(found: list[dict[str, Any]]) -> str:
     return "\n\n".join(tables)
 
 
+VARIANT = (("tag_accuracy", "tags told"), ("best_iou", "best IoU"), ("precision_at_0.5", "P at R .5"),
+           ("precision_at_0.7", "P at R .7"), ("average_precision", "AP"))  # fmt: skip
+
+
+def variants(found: list[dict[str, Any]], first: str) -> str:
+    """A table for each scene: each variant's means and sds over its seeds, and its AP and best IoU paired with `first`.
+
+    Differences are the first's minus the variant's, with half of the 95 % t-interval where there are three seeds.
+    """
+    tables = []
+    for head, mine in _by_scene(found):
+        lines = [f"{head}:", "", "| variant | " + " | ".join(head for _, head in VARIANT)
+                 + f" | {first} over it: best IoU | AP |", "|---|" + "---|" * (len(VARIANT) + 2)]  # fmt: skip
+        known = {(row["variant"], row["seed"]): row for row in mine}
+        for name in dict.fromkeys(row["variant"] for row in mine):
+            some = [row for row in mine if row["variant"] == name]
+            cells = [_mean([row[key] for row in some], True) for key, _ in VARIANT]
+            pairs = [(known[first, row["seed"]], row) for row in some if name != first]
+            apart = [_apart([a[key] - b[key] for a, b in pairs]) for key in ("best_iou", "average_precision")]
+            lines.append(f"| {name} | " + " | ".join([*cells, *apart]) + " |")
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
+
+
+def _apart(values: list[float]) -> str:
+    """Mean difference and half of its 95 % t-interval."""
+    if not values:
+        return "-"
+    n = len(values)
+    half = stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5 if n > 2 else None
+    return f"{np.mean(values):+.3f}" + ("" if half is None else f" ± {half:.3f}")
+
+
 def _by_scene(found: list[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """The rows of each scene, and what they are rows of."""
     for scene in dict.fromkeys(row["scene"] for row in found):
@@ -241,6 +276,7 @@ def main(words: list[str]) -> None:
     fill(RESULTS.parent / "refiners.md", refiners(rows("refiner")), "refiners")
     fill(RESULTS.parent / "papers" / "esol.md", settings(rows("setting")), "esol")
     fill(RESULTS.parent / "papers" / "mcof.md", arms(rows("arm")), "arms")
+    fill(RESULTS.parent / "papers" / "dfs.md", variants(rows("variant"), "dfs"), "dfs")
     fill(RESULTS.parent / "papers" / "mcof.md", posteriors(rows("kind")), "bayes")
     print(markdown(found))
 
