@@ -22,6 +22,7 @@ CHECKED = [
     "tagseg.ops.background_saliency",
     "tagseg.ops.bayes",
     "tagseg.ops.regions",
+    "tagseg.ops.tag_losses",
     "tagseg.nets",
 ]
 install_import_hook(CHECKED, "beartype.beartype")

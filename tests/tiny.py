@@ -89,6 +89,10 @@ OWN = {
         "post.crf.iterations=1",
     ),
 }
+OWN["priors"] = (
+    "foreground.views.size=48",
+    "prior.crf.iterations=2",
+)
 COMMON = {"dfs": CLASSIFIER}  # it has neither cam's maps nor a segmenter
 
 

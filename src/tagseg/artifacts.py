@@ -166,6 +166,13 @@ def write_labels(
     _write_shards(work, list(ids), lambda members: ((m.id, _label_members(m)) for m in produce(members)), meta)
 
 
+def written_labels(work: Work) -> LabelSet:
+    """What `write_labels` has written for a stage that is not finished: for a last look at all of it."""
+    found = LabelSet("", work.folder)
+    found.__dict__["_shards"] = _Shards(work.folder)  # it has no record yet that could be checked
+    return found
+
+
 def write_superpixels(
     work: Work, ids: Iterable[str], produce: Callable[[list[str]], Iterable[tuple[str, I32]]], meta: dict[str, Any]
 ) -> None:

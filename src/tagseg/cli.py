@@ -134,6 +134,7 @@ def _request(args: argparse.Namespace) -> Any:
         precision=args.precision,
         workers=args.workers,
         reading=_reading(args),
+        picks=args.picks,
         command=f"tagseg {shlex.join(_portable(args.words))}",
         saliency=args.saliency,
         saliency_from=args.saliency_from,

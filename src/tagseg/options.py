@@ -22,7 +22,7 @@ def names(text: str) -> tuple[str, ...]:
 
 def asked(command: argparse.ArgumentParser) -> None:
     """What `run` and `plan` take."""
-    command.add_argument("method", metavar="METHOD", help="cam, dfs, esol or mcof")
+    command.add_argument("method", metavar="METHOD", help="cam, dfs, esol, mcof or priors")
     command.add_argument(
         "data", metavar="DATA", help="a folder of images with tags.csv, one folder a class, or scenes:NAME"
     )
@@ -60,6 +60,7 @@ def asked(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--saliency", type=Path, metavar="DIR", help="saliency maps made elsewhere: ID.png, ID.npy")
     command.add_argument("--saliency-from", metavar="TEXT", help="what made them and what that was trained with")
+    command.add_argument("--picks", type=Path, metavar="FILE", help="masks picked among candidates (tagseg pick)")
     machine(command)
     command.add_argument("--precision", default="auto", metavar="NAME", help="auto, fp32 or bf16")
     command.add_argument(

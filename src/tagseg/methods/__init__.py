@@ -8,7 +8,7 @@ from types import ModuleType
 
 from tagseg.types import UsageError
 
-METHODS = ("cam", "dfs", "esol", "mcof")
+METHODS = ("cam", "dfs", "esol", "mcof", "priors")
 
 
 def get(name: str) -> ModuleType:

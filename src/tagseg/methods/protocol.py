@@ -8,7 +8,8 @@ the segmenter learned from. `labels(run, tagged, maps, point, cfg) -> LabelSet`,
 and offsets on the way, for the report; its `inputs` are other images. `findings(run, images, fitted, cfg)`, where a
 method has it: maps of any class at all in images without tags, by what gave them (`evaluate.findings` scores them).
 `predict(run, model, images, cfg) -> LabelSet`: masks without tags, as `cfg.predict` says (or `cfg.post` in its place).
-`TAKES_SALIENCY`: True where `Inputs.saliency` is read.
+`TAKES_SALIENCY`, `TAKES_PICKS`: True where `Inputs.saliency`, `Inputs.picks` is read; a method that takes picks has
+`candidates(run, inputs, fitted, cfg)`: the masks that there are to pick from, by name.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import NamedTuple
 
 from tagseg.artifacts import LabelSet, MapSet, Scores, Weights
 from tagseg.data.index import MaskedSet, TaggedSet
+from tagseg.data.picks import Picks
 from tagseg.data.saliency_folder import SaliencyFolder
 from tagseg.data.weights import Pretrained
 
@@ -27,13 +29,14 @@ Step = MapSet | LabelSet | Scores
 @dataclass(frozen=True)
 class Inputs:
     """`tagged`: the training images; `pretrained`: the backbone's weights; `aux`: masks of *other* classes; `saliency`:
-    maps of the training images that were made elsewhere.
+    maps of the training images that were made elsewhere; `picks`: the masks that a person picked among candidates.
     """
 
     tagged: TaggedSet
     pretrained: Pretrained
     aux: MaskedSet | None = None
     saliency: SaliencyFolder | None = None
+    picks: Picks | None = None
 
 
 class Refined(NamedTuple):

@@ -16,6 +16,7 @@ from tagseg import config, methods
 from tagseg.data.files import BadFile
 from tagseg.data.folder import Opened, Reading, open_set
 from tagseg.data.index import MaskedSet, TaggedSet, check_size
+from tagseg.data.picks import Picks, read_picks
 from tagseg.data.saliency_folder import SaliencyFolder, check_maps, open_saliency
 from tagseg.data.weights import Pretrained, find
 from tagseg.disk import write_atomic
@@ -30,6 +31,7 @@ class Request:
 
     `k_masks`: so many training masks choose the threshold of the `k` point; they are left out of its scores.
     `saliency`: a folder of maps made elsewhere; `saliency_from`: what made them, and from what that had learned.
+    `picks`: a file that `tagseg pick` wrote.
     """
 
     method: str
@@ -52,6 +54,7 @@ class Request:
     command: str = ""
     saliency: Path | None = None
     saliency_from: str | None = None
+    picks: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -117,13 +120,15 @@ def prepare(request: Request) -> Prepared:
     val = replace(val, truth=val_truth) if val else None
     if given is not None:
         check_maps(given, tagged.images(), request.workers)
-    inputs = Inputs(tagged, find(request.weights, expected=backbone), saliency=given)
+    picks, passed = given_picks(request, method, tagged)
+    inputs = Inputs(tagged, find(request.weights, expected=backbone), saliency=given, picks=picks)
     warnings = (
         *opened.warnings,
         *(val.warnings if val else ()),
         *shared_images(tagged, val.images if val else None),
         *mask_warnings(truth, bad, "training"),
         *mask_warnings(val_truth, val_bad, "val"),
+        *passed,
     )
     masks = (*bad, *val_bad)
     return Prepared(request, method, cfg, inputs, truth, val, opened, device, precision, backbone, warnings, masks)
@@ -152,6 +157,21 @@ def given_saliency(request: Request, method: ModuleType) -> SaliencyFolder | Non
         raise UsageError(f"--saliency-from {request.saliency_from!r}: found no --saliency, expected the folder of the "
                          "maps, too")
     return open_saliency(request.saliency, request.saliency_from or "")
+
+
+def given_picks(request: Request, method: ModuleType, tagged: TaggedSet) -> tuple[Picks | None, list[str]]:
+    """The picks of these images, if a file was given and the method offers candidates; a warning on picks of others."""
+    if request.picks is None:
+        return None, []
+    if not getattr(method, "TAKES_PICKS", False):
+        raise UsageError(f"--picks: method {request.method!r} has no candidate masks to pick from; leave it out")
+    picks = read_picks(request.picks, method.CANDIDATES)
+    mine = picks.among(tagged.ids)
+    if len(picks) and not len(mine):
+        raise DataError(f"{request.picks}: none of its {len(picks)} images is among the {len(tagged)} training images; "
+                        "give the file that belongs to this set")
+    left = len(picks) - len(mine)
+    return mine, [f"{request.picks}: {left} of {len(picks)} picks are of other images"] if left else []
 
 
 def check_outside(data: str | Path, place: Path, what: str = "--out") -> None:
@@ -349,6 +369,10 @@ def ledger(prepared: Prepared) -> list[str]:
         lines.append(f"pixel masks of other classes: {', '.join(prepared.inputs.aux.classes)}")
     if prepared.inputs.saliency is not None:
         lines.append(f"saliency maps from elsewhere: {prepared.inputs.saliency.origin}")
+    picks = prepared.inputs.picks
+    if picks is not None and len(picks):
+        many = len(prepared.method.CANDIDATES)
+        lines.append(f"a person picked the masks of {len(picks)} images among {many} candidates")
     if prepared.request.k_masks and prepared.truth is not None:
         lines.append(f"{prepared.request.k_masks} masks of training images, for the k operating point alone")
     return lines

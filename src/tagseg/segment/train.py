@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from tagseg.artifacts import LabelSet, Weights, write_weights
 from tagseg.config import added
 from tagseg.data.index import TaggedSet
-from tagseg.data.loader import Augment, drawn_from, prefetched
+from tagseg.data.loader import Augment, Draws, drawn_from, prefetched
 from tagseg.data.weights import Pretrained
 from tagseg.nets.backbones import build
 from tagseg.nets.deeplab import DeepLabV3Plus, LargeFov, Segmenter
@@ -24,6 +24,8 @@ from tagseg.store import Work, stage
 from tagseg.training.loop import Batch, learn
 from tagseg.training.schedule import Auto, Schedule, optimiser
 from tagseg.types import IGNORE
+
+Head = Literal["v3plus", "largefov"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Segment:
 
     backbone: str = "auto"
     stride: int = 16
-    head: Literal["v3plus", "largefov"] = "v3plus"
+    head: Head = "v3plus"
     width: int = 128
     augment: Augment = field(default_factory=lambda: Augment(scale=(0.7, 1.5)))
     schedule: Schedule = field(default_factory=lambda: Schedule(4.0, min_images=2400, max_images=6000, batch=8))
@@ -64,7 +66,7 @@ class Segment:
     }
 
 
-def make(cfg: Segment, outputs: int, state: Mapping[str, Tensor] | None) -> Segmenter:
+def make(cfg: Described, outputs: int, state: Mapping[str, Tensor] | None) -> Segmenter:
     """The network with `outputs` classes (background included where the set has one)."""
     backbone = build(cfg.backbone, stride=cfg.stride, weights_state=state)
     last = backbone.tap("last")
@@ -125,11 +127,32 @@ def outputs(tagged: TaggedSet) -> int:
 def _trained(work: Work, tagged: TaggedSet, labels: LabelSet, model: Segmenter, cfg: Segment) -> None:
     shift = 0 if tagged.has_background else 1
     weights = class_weights(labels, tagged.ids, outputs(tagged), shift, cfg.balance)
-    draws = drawn_from(tagged, cfg.augment, cfg.schedule.batch, int(cfg.seed), partial(_pixels, labels), cfg.positives)
+    pixels = partial(pixels_of, labels)
+    draws = drawn_from(tagged, cfg.augment, cfg.schedule.batch, int(cfg.seed), pixels, cfg.positives)
     rates = optimiser(cfg.schedule, list(model.backbone.parameters()), list(model.head.parameters()))
     with prefetched(draws) as batches:
         learn(work, cfg, model, rates, batches, PixelLoss(shift, weights), len(tagged), draws.names)
     undo_weights(model, weights, cfg.undo)
+    described(work, model, cfg, tagged, draws)
+
+
+class Described(Protocol):
+    """What of a config a trained segmenter is built from again."""
+
+    @property
+    def backbone(self) -> str: ...
+    @property
+    def stride(self) -> int: ...
+    @property
+    def head(self) -> Head: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def augment(self) -> Augment: ...
+
+
+def described(work: Work, model: Segmenter, cfg: Described, tagged: TaggedSet, draws: Draws) -> None:
+    """Write a segmenter and what is needed to build and to read it again."""
     write_weights(
         work,
         model.state_dict(),
@@ -168,7 +191,7 @@ def undo_weights(model: Segmenter, weights: Tensor, share: float) -> None:
     bias -= share * torch.where(weights > 0, weights, 1.0).log().to(bias)
 
 
-def _pixels(labels: LabelSet, sample: str) -> Any:
+def pixels_of(labels: LabelSet, sample: str) -> Any:
     return labels.get(sample).pixels
 
 

@@ -1,0 +1,146 @@
+"""Training by tags and masks: aligned with its images, per image, and every part of the loss counts."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import coarse_maps
+from tagseg.artifacts import LabelSet, write_labels
+from tagseg.data.generated import scenes
+from tagseg.data.index import TaggedSet
+from tagseg.data.loader import Augment, draw, drawn_from
+from tagseg.data.weights import Pretrained
+from tagseg.ops import tag_losses
+from tagseg.segment import predict, train, train_prior
+from tagseg.segment.train_prior import PriorLoss, SegmentPrior
+from tagseg.store import Run, Work, stage
+from tagseg.training.schedule import Schedule
+from tagseg.types import DataError, Labels
+
+SHORT = Schedule(epochs=1.0, min_images=32, max_images=32, batch=8, optimiser="adamw", lr=1e-3, head_lr=1e-2,
+                 weight_decay=0.0)
+SETTINGS: dict[str, Any] = {"backbone": "small", "width": 16, "augment": Augment(size=32), "schedule": SHORT, "seed": 0,
+                            "device": "cpu", "precision": "fp32"}
+CFG = SegmentPrior(**SETTINGS)
+RANDOM = Pretrained("small", "random start", "random", {})
+
+
+def net(classes: int = 3) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return train.make(CFG, classes + 1, None).eval()
+
+
+def batch(n: int = 2) -> dict[str, Any]:
+    rng = torch.Generator().manual_seed(1)
+    labels = torch.zeros(n, 32, 40, dtype=torch.uint8)
+    labels[:, 8:20, 8:24] = 1
+    labels[:, :, :3] = 255
+    return {"images": torch.randint(0, 256, (n, 3, 32, 40), dtype=torch.uint8, generator=rng), "labels": labels,
+            "tags": torch.tensor([[True, False, False]] * n)}
+
+
+def part(whole: dict[str, Any], k: int) -> dict[str, Any]:
+    return {name: value[k : k + 1] for name, value in whole.items()}
+
+
+@pytest.mark.parametrize("kind", ["multi", "binary", "weak"])
+@pytest.mark.parametrize("grid", ["full", "stride"])
+def test_priors_s7_12_a_batch_is_the_mean_of_its_images(kind: Any, grid: Any) -> None:
+    model, both = net(), batch()
+    loss = PriorLoss(kind, SegmentPrior(**SETTINGS, loss_grid=grid))
+    whole = loss.total(model, both) / loss.count(both)
+    alone = [loss.total(model, part(both, k)) / loss.count(part(both, k)) for k in range(2)]
+    torch.testing.assert_close(whole, torch.stack(alone).mean())
+
+
+def test_the_loss_reads_probabilities_on_the_grid_of_the_masks() -> None:
+    model, both = net(), batch()
+    logits = model(model.backbone.preprocess(both["images"].float() / 255))  # type: ignore[operator, union-attr]
+    fine = train.resample(logits, stride=model.stride, offset=model.offset, in_size=(32, 40), out_size=(32, 40))  # type: ignore[arg-type]
+    regions = tag_losses.regions_of(both["labels"], both["tags"], binary=False)
+    expected, _ = tag_losses.masked(fine.softmax(1), both["tags"], regions, 5.0)
+    torch.testing.assert_close(PriorLoss("multi", CFG).total(model, both), expected.sum())
+    coarse = PriorLoss("multi", SegmentPrior(**SETTINGS, loss_grid="stride")).total(model, both)
+    assert not torch.allclose(coarse, expected.sum())
+
+
+def test_priors_s7_08_empty_regions_of_crops_are_counted() -> None:
+    model, both = net(), batch()
+    both["labels"][:] = 0
+    loss = PriorLoss("multi", CFG)
+    assert torch.isfinite(loss.total(model, both))
+    assert loss.missed == 2
+    loss.total(model, both)
+    assert loss.missed == 4
+
+
+def test_priors_s7_09_masks_carry_no_gradient() -> None:
+    model, both = net(), batch()
+    assert both["labels"].dtype == torch.uint8  # constants: there is nothing that a gradient could flow into
+    PriorLoss("multi", CFG).total(model, both).backward()
+    regions = tag_losses.regions_of(both["labels"], both["tags"], binary=False)
+    assert not regions.requires_grad
+    assert all(p.grad is not None for p in model.head.parameters())  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_priors_s7_11_a_mask_is_cut_and_mirrored_with_its_image(seed: int) -> None:
+    image, mask = np.zeros((3, 40, 60), np.uint8), np.zeros((40, 60), np.uint8)
+    image[:, 10:14, 20:24], mask[10:14, 20:24] = 255, 3  # one marked place
+    rng = np.random.default_rng(seed)
+    photo, cut = draw(image, mask, (40, 60), Augment(size=48, scale=(1.0, 1.3), flip=True, colour=0.0), rng)
+    assert cut is not None
+    bright = photo[0] > 120
+    if bright.sum() < 4:  # the place was cut away
+        assert (cut == 3).sum() < 8
+    else:
+        assert (cut[bright] == 3).mean() > 0.9
+
+
+@stage(LabelSet, version=1)
+def blobs(work: Work, tagged: TaggedSet, cfg: coarse_maps.Coarse) -> None:
+    """A bar for each tag of an image."""
+
+    def one(sample: str) -> Labels:
+        pixels = np.zeros(tagged.source.size(sample), np.uint8)
+        for k in np.flatnonzero(tagged.tags_of(sample)):
+            pixels[10:30, 4 * k : 4 * k + 8] = k + 1
+        return Labels(sample, pixels)
+
+    write_labels(work, tagged.ids, lambda ids: map(one, ids), {})
+
+
+def test_from_masks_to_labels_and_each_kind_is_another_network(tmp_path: Path) -> None:
+    run, tagged = Run(tmp_path), coarse_maps.tagged_set(16)
+    masks = blobs(run, tagged, coarse_maps.Coarse())
+    made = {
+        "multi": train_prior.multi(run, tagged, masks, RANDOM, CFG),
+        "binary": train_prior.binary(run, tagged, masks, RANDOM, CFG),
+        "weak": train_prior.weak(run, tagged, RANDOM, CFG),
+        "sharper": train_prior.multi(run, tagged, masks, RANDOM, SegmentPrior(**SETTINGS, lse_r=20.0)),
+    }
+    assert len({str(m.record["outputs"]["weights.safetensors"]) for m in made.values()}) == len(made)
+    assert made["multi"].record["meta"]["empty_regions"] >= 0
+    looked = predict.Predict(views=predict.Views(size=40, flip=False), device="cpu", precision="fp32")
+    for weights in made.values():
+        found = predict.labels(run, tagged, weights, looked)
+        assert found.get(tagged.ids[0]).pixels.shape == (40, 40)
+
+
+def test_sets_without_background_are_refused(tmp_path: Path) -> None:
+    tissue = scenes("scenes:tissue?train=2&val=1&size=32", ("train",)).without_masks()
+    with pytest.raises(DataError, match="has no background"):
+        train_prior.weak(Run(tmp_path), tissue, RANDOM, CFG)
+
+
+def test_the_baseline_sees_what_lies_in_an_image_and_nothing_of_masks() -> None:
+    tagged = coarse_maps.tagged_set(3)
+    draws = drawn_from(tagged, Augment(size=48, scale=(0.5, 0.5)), 2, 0,
+                       partial(lambda sample: np.zeros(tagged.source.size(sample), np.uint8)))
+    assert set(np.unique(draws(0)["labels"]).tolist()) == {0, 255}
