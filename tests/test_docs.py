@@ -21,7 +21,7 @@ def equation_places(page: str) -> list[tuple[str, str, int]]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
 def test_equations_stand_where_the_page_says(page: Path) -> None:
     places = equation_places(page.read_text())
-    assert len(places) >= 10
+    assert len(places) >= 8
     for number, file, line in places:
         text = (ROOT / "src" / "tagseg" / file).read_text().splitlines()[line - 1]
         cited = re.search(rf"# {page.stem} Eq\. (\d+, )*{number}\b", text)
