@@ -83,11 +83,12 @@ def test_picks_change_the_masks_of_the_next_run_and_nothing_else(made: Tiny, tmp
     assert [s.stage for s in kept][:5] == FIT[:5]  # nothing before the masks is made again
     todo = [s.stage for s in after if s.state != "done"]
     assert todo[:3] == ["refine.prior_masks.multi", "refine.prior_masks.picked", "segment.train_prior.multi"]
+    assert [s.stage for s in after].count("localize.foreground.maps") == 1
     assert {s.key for s in before[:5]} <= {s.key for s in after}
     run, inputs = made.again(), replace(made.prepared.inputs, picks=Picks({sample: "wider"}))
     found = priors.maps(run, tagged, made.fitted, made.prepared.cfg)
     picked = priors.chosen(run, inputs, found, made.prepared.cfg)
-    others = priors.candidates(run, inputs, made.fitted, made.prepared.cfg)
+    others = priors.candidates(run, inputs, made.fitted, [sample], made.prepared.cfg)
     assert list(others) == list(priors.CANDIDATES)
     for one in made.fitted.labels:
         expected = others["wider"].get(sample).pixels if one.id == sample else one.pixels

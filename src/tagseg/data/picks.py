@@ -32,6 +32,10 @@ class Picks:
         """sha256 over ids and names."""
         return hashlib.sha256(json.dumps(["picks", sorted(self.chosen.items())]).encode()).hexdigest()
 
+    def of(self, name: str) -> list[str]:
+        """The images whose pick is this candidate."""
+        return sorted(id for id, chosen in self.chosen.items() if chosen == name)
+
     def among(self, ids: Collection[str]) -> Picks:
         """Those of these images."""
         known = set(ids)

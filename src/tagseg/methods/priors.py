@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
-from tagseg.artifacts import LabelSet, MapSet, Weights
+from tagseg.artifacts import LabelSet, MapSet, SuperpixelSet, Weights
 from tagseg.data.index import TaggedSet
 from tagseg.localize import cam, classify, foreground, operating_point
 from tagseg.methods.protocol import Fitted, Inputs, Step
@@ -57,33 +58,47 @@ def fit(run: Run, inputs: Inputs, cfg: Config) -> Fitted:
     return Fitted(model, classifier, found, point, None, masks)
 
 
+class Seen(NamedTuple):
+    """What masks of an image are made of: foreground, class maps, and superpixels where there is a region term."""
+
+    ground: MapSet
+    maps: MapSet
+    segments: tuple[SuperpixelSet, ...]
+
+
+def seen(run: Run, inputs: Inputs, found: MapSet, cfg: Config) -> Seen:
+    """Eq. 1, beside the class maps `found`."""
+    ground = foreground.maps(run, inputs.tagged.images(), inputs.pretrained, cfg.foreground)
+    segments = (superpixels.segments(run, inputs.tagged, cfg.superpixels),) if cfg.prior.region > 0 else ()
+    return Seen(ground, found, segments)
+
+
+def masks_of(run: Run, tagged: TaggedSet, what: Seen, candidate: str, cfg: Config) -> LabelSet:
+    """Eq. 2 and, with a region for each tag, 6 and 7, of some of the images that were seen."""
+    prior = prior_masks.named(cfg.prior, candidate)
+    if cfg.masks == "binary":
+        return prior_masks.binary(run, tagged, what.ground, what.segments, prior)
+    return prior_masks.multi(run, tagged, what.ground, what.maps, what.segments, prior)
+
+
 def chosen(run: Run, inputs: Inputs, found: MapSet, cfg: Config) -> LabelSet:
     """The masks of `cfg.prior.candidate`, or what a person picked in their place."""
-    first = masks_of(run, inputs, found, cfg)
+    tagged, what, first = inputs.tagged, seen(run, inputs, found, cfg), cfg.prior.candidate
+    usual = masks_of(run, tagged, what, first, cfg)
     picks = inputs.picks
     if picks is None or not len(picks):
-        return first
-    names = (cfg.prior.candidate, *sorted(set(picks.chosen.values()) - {cfg.prior.candidate}))
-    others = [masks_of(run, inputs, found, replace(cfg, prior=prior_masks.named(cfg.prior, n))) for n in names[1:]]
-    return prior_masks.picked(run, inputs.tagged, (first, *others), picks, prior_masks.PickFrom(names))
+        return usual
+    names = sorted(set(picks.chosen.values()) - {first})
+    others = [masks_of(run, tagged.select(picks.of(name)), what, name, cfg) for name in names]
+    return prior_masks.picked(run, tagged, (usual, *others), picks, prior_masks.PickFrom((first, *names)))
 
 
-def candidates(run: Run, inputs: Inputs, fitted: Fitted, cfg: Config) -> dict[str, LabelSet]:
-    """All candidate masks of tagged images by name, that of `cfg.prior.candidate` first."""
-    found = maps(run, inputs.tagged, fitted, cfg)
-    rest = [name for name in prior_masks.CANDIDATES if name != cfg.prior.candidate]
-    return {name: masks_of(run, inputs, found, replace(cfg, prior=prior_masks.named(cfg.prior, name)))
-            for name in (cfg.prior.candidate, *rest)}  # fmt: skip
-
-
-def masks_of(run: Run, inputs: Inputs, found: MapSet, cfg: Config) -> LabelSet:
-    """Eq. 1, 2 and, with a region for each tag, 6 and 7, of tagged images whose class maps are given."""
-    tagged = inputs.tagged
-    ground = foreground.maps(run, tagged.images(), inputs.pretrained, cfg.foreground)
-    segments = (superpixels.segments(run, tagged, cfg.superpixels),) if cfg.prior.region > 0 else ()
-    if cfg.masks == "binary":
-        return prior_masks.binary(run, tagged, ground, segments, cfg.prior)
-    return prior_masks.multi(run, tagged, ground, found, segments, cfg.prior)
+def candidates(run: Run, inputs: Inputs, fitted: Fitted, ids: Sequence[str], cfg: Config) -> dict[str, LabelSet]:
+    """The masks of some training images that a person can pick from, by name, that of `cfg.prior.candidate` first."""
+    what, first = seen(run, inputs, fitted.maps, cfg), cfg.prior.candidate
+    some = inputs.tagged.select(ids)
+    rest = (name for name in CANDIDATES if name != first)
+    return {name: masks_of(run, some, what, name, cfg) for name in (first, *rest)}
 
 
 def maps(run: Run, tagged: TaggedSet, fitted: Fitted, cfg: Config) -> MapSet:
@@ -93,7 +108,8 @@ def maps(run: Run, tagged: TaggedSet, fitted: Fitted, cfg: Config) -> MapSet:
 
 def pseudo(run: Run, inputs: Inputs, fitted: Fitted, cfg: Config) -> LabelSet:
     """Masks of other tagged images; nobody picked among theirs."""
-    return masks_of(run, inputs, maps(run, inputs.tagged, fitted, cfg), cfg)
+    what = seen(run, inputs, maps(run, inputs.tagged, fitted, cfg), cfg)
+    return masks_of(run, inputs.tagged, what, cfg.prior.candidate, cfg)
 
 
 def steps(run: Run, inputs: Inputs, fitted: Fitted, cfg: Config) -> dict[str, Step]:
@@ -102,10 +118,10 @@ def steps(run: Run, inputs: Inputs, fitted: Fitted, cfg: Config) -> dict[str, St
     found: dict[str, Step] = {}
     for name in cfg.foreground.taps:
         found[name] = foreground.maps(run, images, inputs.pretrained, replace(cfg.foreground, taps=(name,)))
-    ground = found["foreground"] = foreground.maps(run, images, inputs.pretrained, cfg.foreground)
-    assert isinstance(ground, MapSet)
-    found["shared out"] = prior_masks.shares(run, tagged, ground, maps(run, tagged, fitted, cfg), cfg.prior)
-    found["foreground mask"] = masks_of(run, inputs, maps(run, tagged, fitted, cfg), replace(cfg, masks="binary"))
+    what = seen(run, inputs, maps(run, tagged, fitted, cfg), cfg)
+    found["foreground"] = what.ground
+    found["shared out"] = prior_masks.shares(run, tagged, what.ground, what.maps, cfg.prior)
+    found["foreground mask"] = masks_of(run, tagged, what, cfg.prior.candidate, replace(cfg, masks="binary"))
     return found
 
 
