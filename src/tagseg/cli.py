@@ -78,6 +78,8 @@ def parser() -> argparse.ArgumentParser:
     options.refine(_command(commands, "refine", refine, "sharper masks from maps made elsewhere", _REFINE_EXAMPLE))
     seen = "tagseg saliency photos --out salient --save map,overlay"
     options.saliency(_command(commands, "saliency", saliency, "what stands out in images, without any learning", seen))
+    picked = "tagseg pick runs/first"
+    options.pick(_command(commands, "pick", pick, "pick the best of several masks in the browser", picked))
     scored = "tagseg evaluate masks truth"
     options.evaluate(_command(commands, "evaluate", evaluate, "score masks against truth", scored))
     options.report(_command(commands, "report", report, "table and page of a run", "tagseg report runs/first"))
@@ -290,6 +292,21 @@ def saliency(args: argparse.Namespace) -> None:
     result = saliency(request, Lines(), _on_signal())
     left = f" ({result['bad_files']} unreadable, see bad_files.csv)" if result["bad_files"] else ""
     show(args, result, lambda: f"{result['images']} images -> {result['out']}{left}")
+
+
+def pick(args: argparse.Namespace) -> None:
+    from tagseg.report.progress import Lines
+    from tagseg.runs.pick import prepare_picks, serve
+
+    picking = prepare_picks(
+        args.run, data=args.data, file=args.picks, limit=args.limit, progress=Lines(), stopping=_on_signal()
+    )
+    say(f"{len(picking.table.items)} images, {len(picking.table.picks)} picked before; Ctrl-C when you are done")
+    serve(picking, port=args.port, say=say, opened=args.open)
+    picks = picking.table.picks
+    method, data = picking.prepared.request.method, Path(picking.prepared.request.data).name
+    again = f"tagseg run {method} {data} ... --picks {picking.file}"
+    show(args, {"picks": len(picks), "file": str(picking.file)}, lambda: f"{len(picks)} picks; use them: {again}")
 
 
 def evaluate(args: argparse.Namespace) -> None:

@@ -188,6 +188,16 @@ def evaluate(command: argparse.ArgumentParser) -> None:
     command.add_argument("--no-background", action="store_true", help="0 is not a class: the mean goes over 1..C")
 
 
+def pick(command: argparse.ArgumentParser) -> None:
+    """What `pick` takes."""
+    command.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run")
+    command.add_argument("--data", metavar="DATA", help="where its images lie by now (default: where they lay)")
+    command.add_argument("--picks", type=Path, metavar="FILE", help="where picks are kept (default: RUN/picks.csv)")
+    command.add_argument("--limit", type=int, default=100, metavar="N", help="at most N images (default: 100)")
+    command.add_argument("--port", type=int, default=0, metavar="N", help="of the page (default: any free one)")
+    command.add_argument("--open", action="store_true", help="open the page in the browser")
+
+
 def report(command: argparse.ArgumentParser) -> None:
     """What `report` takes."""
     command.add_argument("run", type=Path, metavar="RUN")

@@ -27,6 +27,7 @@ from tagseg.report import page
 from tagseg.runs import setup
 from tagseg.runs.gallery import gallery
 from tagseg.runs.measure import Measured, Predicted, measured, predict_all
+from tagseg.runs.pick import REQUEST, remembered
 from tagseg.runs.setup import Prepared, Request, prepare
 from tagseg.store import RECORD, Artifact, Run, Step, forget, library_versions, verify
 from tagseg.types import IntegrityError
@@ -123,6 +124,7 @@ def _write_asked(out: Path, prepared: Prepared, steps: list[Step]) -> None:
     write_atomic(out / "bad_files.csv", table([("file", "reason", "detail"), *prepared.bad_files]))
     rows = [{"stage": s.stage, "key": s.key, "state": s.state, "inputs": s.inputs} for s in steps]
     write_atomic(out / "plan.json", json.dumps(rows, indent=1).encode())
+    write_atomic(out / REQUEST, remembered(prepared.request))
 
 
 def table(rows: list[Any]) -> bytes:
