@@ -19,6 +19,7 @@ FILES = sorted(p.relative_to(SOURCE).as_posix() for p in SOURCE.rglob("*.py"))
 OPENS_FILES: tuple[str, ...] = (
     "data/",
     "report/",
+    "viewer/",
     "store.py",
     "disk.py",
     "artifacts.py",
