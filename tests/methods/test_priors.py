@@ -117,7 +117,7 @@ def test_picks_of_another_set_and_for_another_method_are_refused(made: Tiny, tmp
 WITHOUT = {
     "no fourth stage": ("foreground.taps=[block5]",),
     "no fifth stage": ("foreground.taps=[block4]",),
-    "each tap scaled": ("foreground.tap_norm=per_layer",),
+    "taps as they are": ("foreground.tap_norm=none",),
     "no sharing out": ("masks=binary",),
     "no CRF": ("prior.candidate=raw",),
     "a region term": ("prior.region=0.7", "superpixels.kind=grid"),

@@ -31,14 +31,15 @@ Size = tuple[int, int]
 class Foreground:
     """`taps`: two or more features of the network by name; they need not share a grid, the finest one is taken.
 
-    `tap_norm`: whether each is brought to 0..1 in its image before they are added ("per_layer"), or added as they are,
-    where the larger one rules ("none"). `grid`: maps are stored at 1/grid of the image's sides.
+    `tap_norm`: whether each is brought to 0..1 in its image before they are added ("per_layer"), or added as they are
+    ("none", the paper's, for VGG), where the larger one rules: in other networks stages differ by far. `grid`: maps are
+    stored at 1/grid of the image's sides.
     """
 
     backbone: str = "auto"
     stride: int = 8
     taps: tuple[str, ...] = ("block4", "block5")
-    tap_norm: Literal["none", "per_layer"] = "none"
+    tap_norm: Literal["none", "per_layer"] = "per_layer"
     views: Views = field(default_factory=lambda: Views(size=384))
     grid: int = 2
     device: str = "auto"
@@ -46,7 +47,7 @@ class Foreground:
 
     BUDGETS: ClassVar[dict[str, dict[str, Any]]] = {
         "quick": {"views": Views(size=192)},
-        "paper": {"views": Views(size=512, flip=False)},
+        "paper": {"views": Views(size=512, flip=False), "tap_norm": "none"},
     }
 
 
