@@ -1,0 +1,214 @@
+"""Attention to one class of an image, and a decoder that draws what it looks at, whatever class that is (TransferNet).
+
+Rows are pairs of an image and one class. The encoder runs once for each image; its features are repeated for the rows.
+Class identity enters by the attention alone: `Decoder.forward` has no argument that could carry it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from tagseg.nets.backbones import Backbone, Tap
+from tagseg.nets.deconvnet import is_plain, unpool
+from tagseg.types import UsageError
+
+Size = tuple[int, int]
+Form = Literal["conv", "fc", "fc_pooled"]
+Up = Literal["switch", "switch_shared", "bilinear"]
+POOLED = 10  # the grid of "fc_pooled"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the two networks look like; see `Attention` and `Decoder`."""
+
+    attention: Form = "conv"
+    width: int = 1024
+    combine_layer: bool = True
+    up: Up = "switch"
+    norm: Literal["gn", "none"] = "gn"
+    init: Literal["kaiming", "gaussian"] = "kaiming"
+
+
+def levels_of(backbone: Backbone) -> tuple[Tap, ...]:
+    """The features that the decoder comes by on its way to the image, coarse to fine: one for each stride."""
+    last = backbone.tap("last")
+    by_stride = {tap.stride: tap for tap in backbone.taps if tap.name.startswith("block") and tap.stride < last.stride}
+    return tuple(by_stride[stride] for stride in sorted(by_stride, reverse=True))
+
+
+class Attention(nn.Module):
+    """Where in the features a class lies: alpha (r,h,w), summing to 1, and the feature z (r,D) that it attends to.
+
+    `form`: "fc" sees the whole flattened map, so that the grid is fixed; "fc_pooled" sees it averaged to 10x10; "conv"
+    scores each cell by its own features, on any grid. Without `combine_layer` eq. 5 is left out.
+    """
+
+    def __init__(self, channels: int, classes: int, shape: Shape, grid: Size | None = None) -> None:
+        super().__init__()
+        self.form, self.grid = shape.attention, (POOLED, POOLED) if shape.attention == "fc_pooled" else grid
+        width = shape.width
+        if self.form != "conv" and self.grid is None:
+            raise UsageError("attention \"fc\": found no grid, expected the (h, w) of the features that it will see")
+        cells = 1 if self.grid is None or self.form == "conv" else self.grid[0] * self.grid[1]
+        self.look = nn.Linear(channels * cells, width)
+        self.name = nn.Linear(classes, width)
+        self.combine = nn.Sequential(nn.Linear(width, width), nn.ReLU()) if shape.combine_layer else nn.ReLU()
+        self.out = nn.Linear(width, cells)
+        for layer in (self.look, self.name, *self.combine.modules()):
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+        nn.init.normal_(self.out.weight, std=0.01)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(
+        self, features: Float[Tensor, "r d h w"], classes: Bool[Tensor, "r k"]
+    ) -> tuple[Float[Tensor, "r h w"], Float[Tensor, "r d"]]:
+        """Exactly one class in each row."""
+        if not bool((classes.sum(1) == 1).all()):
+            raise UsageError(f"attention: found rows with {sorted(set(classes.sum(1).tolist()))} classes, expected one "
+                             "in each: an image with several tags gives several rows")
+        size = (features.shape[2], features.shape[3])
+        alpha = self.scores(features, self.name(classes.to(features)), size).flatten(1).softmax(1)  # transfernet Eq. 6
+        z = torch.einsum("rp,rdp->rd", alpha, features.flatten(2))  # transfernet Eq. 7
+        return alpha.unflatten(1, size), z
+
+    def scores(self, features: Tensor, named: Tensor, size: Size) -> Tensor:
+        """What alpha is the softmax of (r,h,w); `named` (r,width) is the class."""
+        if self.form == "conv":
+            cells = self.look(features.flatten(2).transpose(1, 2))  # (r,p,width)
+            found: Tensor = self.out(self.combine(cells * named[:, None]))[:, :, 0]
+            return found.unflatten(1, size)
+        if self.form == "fc_pooled":
+            features = F.adaptive_avg_pool2d(features, POOLED)
+        elif size != self.grid:
+            raise UsageError(f"attention \"fc\": found features of {size[0]}x{size[1]} cells, expected {self.grid}, "
+                             "the grid it was built for; show images at that size, or choose attention=conv")
+        u = self.look(features.flatten(1))  # transfernet Eq. 2
+        g = self.combine(u * named)  # transfernet Eq. 3, 4, 5
+        grid = self.grid
+        assert grid is not None
+        fine: Tensor = self.out(g).unflatten(1, grid)
+        if self.form == "fc_pooled":
+            fine = F.interpolate(fine[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+        return fine
+
+
+class AttendedClassifier(nn.Module):
+    """Which of all classes an attended feature (r,D) shows: logits (r,K). It sees the image only through alpha."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, classes))
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, z: Float[Tensor, "r d"]) -> Float[Tensor, "r k"]:
+        found: Tensor = self.layers(z)  # transfernet Eq. 8
+        return found
+
+
+def densified(features: Float[Tensor, "r d h w"], z: Float[Tensor, "r d"]) -> Float[Tensor, "r 1 h w"]:
+    """How alike each cell is to the attended feature: a few cells of attention become the whole object."""
+    return torch.einsum("rdhw,rd->rhw", features, z)[:, None]  # transfernet Eq. 10
+
+
+class Decoder(nn.Module):
+    """The densified attention (r,1,h,w) and the encoder's switches to logits (r,2,H,W) of background and foreground.
+
+    A mirror of the encoder: at every level of `levels`, coarse to fine, the map is unpooled to the level's grid and
+    convolved. `up`: by the level's own switches, by one switch for all channels (where the activations are longest),
+    or bilinearly.
+    """
+
+    def __init__(self, levels: Sequence[Tap], shape: Shape, convolutions: int = 2) -> None:
+        super().__init__()
+        self.levels, self.up, self.init = tuple(levels), shape.up, shape.init
+        self.first = self._unit(1, levels[0].channels, shape)
+        after = [*(tap.channels for tap in levels[1:]), levels[-1].channels]
+        self.stages = nn.ModuleList(
+            nn.Sequential(*(self._unit(tap.channels, tap.channels, shape) for _ in range(convolutions - 1)),
+                          self._unit(tap.channels, following, shape))
+            for tap, following in zip(levels, after, strict=True))  # fmt: skip
+        self.score = nn.Conv2d(after[-1], 2, 1)
+        if shape.init == "kaiming":
+            nn.init.kaiming_normal_(self.score.weight)
+        else:
+            nn.init.normal_(self.score.weight, std=0.01)
+        assert self.score.bias is not None
+        nn.init.zeros_(self.score.bias)
+
+    @staticmethod
+    def _unit(before: int, after: int, shape: Shape) -> nn.Sequential:
+        layer = nn.ConvTranspose2d(before, after, 3, padding=1)
+        if shape.init == "kaiming":
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out")  # PyTorch counts fans of transposed layers swapped
+        else:
+            nn.init.normal_(layer.weight, std=0.01)
+        assert layer.bias is not None
+        nn.init.zeros_(layer.bias)
+        norm = [nn.GroupNorm(8 if after % 8 == 0 else 1, after)] if shape.norm == "gn" else []
+        return nn.Sequential(layer, *norm, nn.ReLU())
+
+    def forward(self, dense: Float[Tensor, "r 1 h w"], switches: Sequence[Switches], size: Size
+                ) -> Float[Tensor, "r 2 a b"]:  # fmt: skip
+        """`switches` of the levels, a row of each for each row; `size` (H,W) of the image."""
+        x = self.first(dense)
+        for stage, found in zip(self.stages, switches, strict=True):
+            x = stage(self._enlarged(x, found))
+        logits: Tensor = self.score(x)  # transfernet Eq. 11
+        if logits.shape[2:] != size:
+            logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+        return logits
+
+    def _enlarged(self, x: Tensor, found: Switches) -> Tensor:
+        if found.where is None:
+            return F.interpolate(x, found.size, mode="bilinear", align_corners=False)
+        where = found.where.expand(-1, x.shape[1], -1, -1)
+        return unpool(x, where, found.size, overlap=found.where.shape[1] == 1)  # cells of odd sizes share pixels
+
+
+@dataclass(frozen=True)
+class Switches:
+    """Where the cells of a coarser grid lie on a level's grid of `size`: flat indices (n,c or 1,h,w); None: nowhere."""
+
+    size: Size
+    where: Int64[Tensor, "n c h w"] | None
+
+    def rows(self, images: Int64[Tensor, " r"]) -> Switches:
+        """Those of the images that rows are of."""
+        return self if self.where is None else Switches(self.size, self.where[images])
+
+
+def check_up(backbone: Backbone, up: Up) -> None:
+    """Raise `UsageError` where a network has no switches of the kind that is asked for."""
+    if up == "switch" and not is_plain(backbone):
+        raise UsageError(f"up=switch: network {backbone.name!r} is no chain of convolutions with 2x2 max-pools, so "
+                         "there are no switches that point back; choose up=switch_shared or bilinear")
+
+
+def switches_of(found: Mapping[str, Tensor], levels: Sequence[Tap], last: Tensor, up: Up) -> list[Switches]:
+    """The switches of every level from its features and the grid that follows it, coarse to fine."""
+    made, below = [], (last.shape[2], last.shape[3])
+    for tap in levels:
+        level = found[tap.name]
+        size = (level.shape[2], level.shape[3])
+        where = None
+        if up == "switch":
+            _, where = F.max_pool2d(level, 2, 2, return_indices=True)
+        elif up == "switch_shared":
+            length = level.square().sum(1, keepdim=True)
+            _, where = F.adaptive_max_pool2d(length, below, return_indices=True)
+        made.append(Switches(size, where))
+        below = size
+    return made

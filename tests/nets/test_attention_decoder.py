@@ -1,0 +1,177 @@
+"""Attention, densification and decoder: hand-worked cells, and that no class reaches the decoder but by attention."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+from torch import Tensor
+
+from tagseg.nets.attention_decoder import (
+    AttendedClassifier,
+    Attention,
+    Decoder,
+    Shape,
+    check_up,
+    densified,
+    levels_of,
+    switches_of,
+)
+from tagseg.nets.backbones import build
+from tagseg.types import UsageError
+
+FORMS = ("conv", "fc", "fc_pooled")
+GRID = (6, 8)
+
+
+def attention(form: str = "conv", **more: object) -> Attention:
+    torch.manual_seed(0)
+    return Attention(16, 5, Shape(attention=form, width=12, **more), GRID)  # type: ignore[arg-type]
+
+
+def features(rows: int = 4) -> Tensor:
+    return torch.rand(rows, 16, *GRID, generator=torch.Generator().manual_seed(1))
+
+
+def one_hot(*classes: int, among: int = 5) -> Tensor:
+    return torch.nn.functional.one_hot(torch.tensor(classes), among).bool()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_transfernet_s7_01_attention_is_a_share_of_cells(form: str) -> None:
+    a = features()
+    alpha, z = attention(form)(a, one_hot(0, 1, 2, 2))
+    assert alpha.shape == (4, *GRID)
+    assert (alpha >= 0).all()
+    torch.testing.assert_close(alpha.sum((1, 2)), torch.ones(4), atol=1e-6, rtol=0)
+    assert (z >= a.amin((2, 3)) - 1e-6).all()
+    assert (z <= a.amax((2, 3)) + 1e-6).all()
+
+
+def test_transfernet_s7_02_densified_by_hand() -> None:
+    a = torch.tensor([[1.0, 0.0], [1.0, 1.0]]).T.view(1, 2, 1, 2)  # cells (1,0) and (1,1)
+    for alpha, z, s in (((0.25, 0.75), (1, 0.75), (1, 1.75)), ((1.0, 0.0), (1, 0), (1, 1))):
+        attended = torch.einsum("p,dp->d", torch.tensor(alpha), a[0, :, 0])
+        torch.testing.assert_close(attended, torch.tensor(z, dtype=torch.float32))
+        torch.testing.assert_close(densified(a, attended[None])[0, 0, 0], torch.tensor(s, dtype=torch.float32))
+    a, weights = features(1), torch.rand(1, GRID[0] * GRID[1])
+    flat = a.flatten(2)[0]
+    gram = flat.T @ flat
+    found = densified(a, (flat @ weights[0])[None]).flatten()
+    torch.testing.assert_close(found, gram @ weights[0])
+    assert (found >= 0).all()
+    torch.testing.assert_close(densified(a, 3 * (flat @ weights[0])[None]).flatten(), 3 * found)
+
+
+def decoder(up: str = "switch", **more: object) -> tuple[Decoder, Tensor, dict[str, Tensor], Tensor]:
+    """A decoder for the small network, an image of 64x96, its features, and features of the last tap."""
+    torch.manual_seed(0)
+    backbone = build("small", stride=16).eval()
+    x = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(2))
+    found = backbone(x, ["last", *(tap.name for tap in levels_of(backbone))])
+    return Decoder(levels_of(backbone), Shape(up=up, **more)), x, found, found["last"]  # type: ignore[arg-type]
+
+
+def test_transfernet_s7_03_the_decoder_has_no_place_for_a_class() -> None:
+    torch.manual_seed(0)
+    model, _, found, last = decoder()
+    assert list(inspect.signature(Decoder.forward).parameters) == ["self", "dense", "switches", "size"]
+    many = 37  # a number of classes that no layer of the decoder has by chance
+    assert all(many not in p.shape for p in model.parameters())
+    looking = Attention(last.shape[1], many, Shape(width=12))
+    switches = switches_of(found, model.levels, last, "switch")
+    outputs = []
+    for k in (0, 20):
+        alpha, _ = looking(last, one_hot(k, k, among=many))
+        fixed = torch.full_like(alpha, 1 / alpha[0].numel())  # attention held fixed
+        z = torch.einsum("rhw,rdhw->rd", fixed, last)
+        outputs.append(model(densified(last, z), switches, (64, 96)))
+    assert torch.equal(*outputs)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_transfernet_s7_04_classes_by_another_number_change_nothing(form: str) -> None:
+    first, second, order = attention(form), attention(form), [3, 0, 4, 1, 2]
+    with torch.no_grad():
+        second.name.weight.copy_(first.name.weight[:, order])
+    a, y = features(), one_hot(0, 1, 2, 4)
+    for one, other in zip(first(a, y), second(a, y[:, order]), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_transfernet_s7_08_rows_name_one_class_each() -> None:
+    several = one_hot(0, 1, 2, 3)
+    several[1, 4] = True
+    with pytest.raises(UsageError, match="expected one in each"):
+        attention()(features(), several)
+    several[1] = False
+    with pytest.raises(UsageError, match="expected one in each"):
+        attention()(features(), several)
+
+
+@pytest.mark.parametrize("up", ["switch", "switch_shared", "bilinear"])
+def test_transfernet_s7_10_the_output_is_as_large_as_the_image(up: str) -> None:
+    model, _, found, last = decoder(up)
+    logits = model(densified(last, last.mean((2, 3))), switches_of(found, model.levels, last, up), (64, 96))  # type: ignore[arg-type]
+    assert logits.shape == (2, 2, 64, 96)
+
+
+@pytest.mark.parametrize("up", ["switch", "switch_shared", "bilinear"])
+def test_transfernet_s7_09_odd_sizes_keep_their_place(up: str) -> None:
+    backbone = build("small", stride=16).eval()
+    x = torch.randn(1, 3, 65, 97, generator=torch.Generator().manual_seed(2))
+    levels = levels_of(backbone)
+    found = backbone(x, ["last", *(tap.name for tap in levels)])
+    switches = switches_of(found, levels, found["last"], up)  # type: ignore[arg-type]
+    assert [s.size for s in switches] == [tuple(found[t.name].shape[2:]) for t in levels]
+    model = Decoder(levels, Shape(up=up))  # type: ignore[arg-type]
+    assert model(densified(found["last"], found["last"].mean((2, 3))), switches, (65, 97)).shape[2:] == (65, 97)
+
+
+def test_transfernet_s7_10_fc_names_both_grids() -> None:
+    with pytest.raises(UsageError, match=r"found features of 5x8 cells, expected \(6, 8\)"):
+        attention("fc")(features()[:, :, :5], one_hot(0, 1, 2, 3))
+    with pytest.raises(UsageError, match="found no grid"):
+        Attention(16, 5, Shape(attention="fc"))
+    attention("conv")(features()[:, :, :5], one_hot(0, 1, 2, 3))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_transfernet_s7_11_without_scores_attention_is_cams_average(form: str) -> None:
+    model, a = attention(form), features()
+    with torch.no_grad():
+        model.out.weight.zero_()
+    alpha, z = model(a, one_hot(0, 1, 2, 3))
+    torch.testing.assert_close(alpha, torch.full_like(alpha, 1 / (GRID[0] * GRID[1])))
+    torch.testing.assert_close(z, a.mean((2, 3)))
+
+
+@pytest.mark.parametrize("norm", ["gn", "none"])
+def test_transfernet_s7_13_a_fresh_decoder_draws_something(norm: str) -> None:
+    for init, fresh in (("kaiming", True), ("gaussian", False)):
+        model, _, found, last = decoder("switch", init=init, norm=norm)
+        dense = densified(last, last.mean((2, 3)))
+        spread = model(dense, switches_of(found, model.levels, last, "switch"), (64, 96)).std((2, 3)).max()
+        assert spread > 1e-4 if fresh else spread < 1e-4 or norm == "gn"
+
+
+def test_one_layer_more_or_less_changes_attention_and_the_classifier_sees_z_alone() -> None:
+    assert len(list(attention(combine_layer=False).parameters())) < len(list(attention().parameters()))
+    a, y = features(), one_hot(0, 1, 2, 3)
+    assert not torch.allclose(attention(combine_layer=False)(a, y)[0], attention()(a, y)[0])
+    assert AttendedClassifier(16, 5)(attention()(a, y)[1]).shape == (4, 5)
+
+
+def test_overlapping_pools_have_no_switches_of_their_own() -> None:
+    backbone = build("squeezenet1_1", stride=16).eval()
+    levels = levels_of(backbone)
+    found = backbone(torch.randn(1, 3, 96, 96), ["last", *(tap.name for tap in levels)])
+    with pytest.raises(UsageError, match="choose up=switch_shared or bilinear"):
+        check_up(backbone, "switch")
+    check_up(build("small", stride=16), "switch")
+    for up in ("switch_shared", "bilinear"):
+        check_up(backbone, up)  # type: ignore[arg-type]
+        made = switches_of(found, levels, found["last"], up)  # type: ignore[arg-type]
+        logits = Decoder(levels, Shape(up=up))(densified(found["last"], found["last"].mean((2, 3))), made, (96, 96))  # type: ignore[arg-type]
+        assert logits.shape == (1, 2, 96, 96)
