@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +12,14 @@ import torch
 
 import coarse_maps
 import fixed_regions
-from tagseg.data.loader import NOWHERE, Augment, draw
+from tagseg.data.index import TaggedSet
+from tagseg.data.loader import NOWHERE, Augment, draw, lined_up
 from tagseg.data.weights import Pretrained
 from tagseg.localize import regions
-from tagseg.localize.regions import RegionBatches, RegionLoss, Regions, labelled, renamed, sampled, seen
+from tagseg.localize.regions import RegionBatches, RegionLoss, Regions, labelled, renamed, sampled, seen, tag_shares
 from tagseg.nets.backbones import build
 from tagseg.nets.region_net import RegionNet
+from tagseg.ops import regions as ops
 from tagseg.refine import mine
 from tagseg.refine.superpixels import Superpixels, segments
 from tagseg.store import Run
@@ -61,6 +64,50 @@ def test_regions_that_are_learned_from() -> None:
     assert set(sampled(own, np.array([21, 25, 30]), CFG, rng)) == {21, 25}  # only what the crop shows
     other = sampled(own, everything, CFG, np.random.default_rng(1))
     assert not np.array_equal(chosen, other)
+
+
+@pytest.mark.parametrize("bg_sample", ["balanced", "all"])
+def test_tags_come_back_by_bayes_rule_whatever_was_learned_from(bg_sample: Any) -> None:
+    """Images of one tag of three, or none; a class covers a tenth of its images; looks are one of four values.
+
+    A network that knows its training regions exactly, drawn and thinned out as in training, must give p(k | look, tag)
+    of the images as they are.
+    """
+    rng, n, regions_each = np.random.default_rng(0), 3000, 60
+    tag = rng.choice(4, n, p=[0.7, 0.15, 0.1, 0.05])  # 0: none
+    looks_of = np.array([[0.7, 0.1, 0.1, 0.1], [0.2, 0.5, 0.1, 0.2], [0.2, 0.1, 0.5, 0.2], [0.3, 0.1, 0.1, 0.5]])
+    own = np.where(rng.random((n, regions_each)) < 0.1, tag[:, None], 0).astype(np.uint8)
+    look = (rng.random((n, regions_each, 1)) > looks_of.cumsum(1)[own]).sum(2).clip(max=3)
+    ids = tuple(f"{i:05d}" for i in range(n))
+    tags = tag[:, None] == np.arange(1, 4)
+    tagged = TaggedSet("world", ("a", "b", "c"), ids, tags, np.ones(n, np.bool_), coarse_maps.tagged_set().source)
+    cfg = replace(CFG, bg_sample=bg_sample, positives=0.5, most=64)
+    counts = np.zeros((4, 4))  # look, label
+    for i in lined_up(tags, cfg.positives):
+        kept = sampled(own[i], np.arange(regions_each), cfg, rng)
+        np.add.at(counts, (look[i][kept], own[i][kept]), 1)
+    said = counts / counts.sum(1, keepdims=True)
+    usual = tag_shares(tagged, lambda sample: own[int(sample)], cfg)
+    for k in (1, 2, 3):
+        held = ops.restricted(said, ops.allowance(np.arange(1, 4) == k, usual=usual))
+        mine = own[tag == k], look[tag == k]
+        true = np.array([[(mine[0][mine[1] == v] == label).mean() for label in (0, k)] for v in range(4)])
+        np.testing.assert_allclose(held[:, [0, k]], true, atol=0.04)
+        if bg_sample == "balanced":  # the share of images with the tag would call nearly everything the tag
+            wide = ops.restricted(said, ops.allowance(np.arange(1, 4) == k, usual=tags.mean(0)))
+            assert (wide[:, k] - true[:, 1]).mean() > 0.3
+    if bg_sample == "all":  # nothing was thinned out: it is the share of draws that have the tag
+        drawn = tags[lined_up(tags, cfg.positives)].mean(0)
+        np.testing.assert_allclose(usual, drawn, rtol=0.12)
+
+
+def test_tags_of_which_no_region_was_labelled_count_as_often_as_they_were_drawn() -> None:
+    tagged = coarse_maps.tagged_set(8)
+    drawn = tagged.tags[lined_up(tagged.tags, CFG.positives)].mean(0)
+    nothing = tag_shares(tagged, lambda sample: np.full(5, 255, np.uint8), CFG)
+    np.testing.assert_allclose(nothing, drawn)
+    ground = tag_shares(tagged, lambda sample: np.zeros(5, np.uint8), CFG)
+    np.testing.assert_allclose(ground, drawn)
 
 
 def test_names_of_regions_in_a_crop() -> None:

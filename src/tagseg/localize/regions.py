@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tagseg.artifacts import LabelSet, SuperpixelSet, Weights, write_weights
 from tagseg.data.index import TaggedSet
-from tagseg.data.loader import Augment, Draws, drawn_from, prefetched
+from tagseg.data.loader import Augment, Draws, drawn_from, lined_up, prefetched
 from tagseg.data.weights import Pretrained
 from tagseg.nets.backbones import Tap, build
 from tagseg.nets.region_net import SIDE, Form, RegionNet
@@ -22,7 +22,7 @@ from tagseg.ops import regions
 from tagseg.store import Work, stage
 from tagseg.training.loop import Batch, learn
 from tagseg.training.schedule import Auto, Schedule, optimiser
-from tagseg.types import BACKGROUND, I32, I64, IGNORE, U8
+from tagseg.types import BACKGROUND, F64, I32, I64, IGNORE, U8
 
 Size = tuple[int, int]
 FEW = 8  # background regions that an image without labelled objects gives
@@ -67,7 +67,7 @@ class Regions:
     }
 
 
-@stage(Weights, version=2)
+@stage(Weights, version=3)
 def train(
     work: Work,
     tagged: TaggedSet,
@@ -92,12 +92,13 @@ def train(
     rates = optimiser(cfg.schedule, list(model.body.backbone.parameters()),
                       [*model.body.reduce.parameters(), *model.head.parameters()])  # fmt: skip
     grids = {crop: grid_of(model, crop) for crop in draws.shapes.crops}
-    with prefetched(RegionBatches(draws, labelled(labels, segments), model.tap, grids, cfg)) as batches:
+    own = labelled(labels, segments)
+    with prefetched(RegionBatches(draws, own, model.tap, grids, cfg)) as batches:
         learn(work, cfg, model, rates, batches, RegionLoss(), len(tagged), draws.names)
     meta = {n: getattr(cfg, n) for n in ("backbone", "stride", "form", "width")}
     write_weights(work, model.state_dict(), {**meta, "size": cfg.augment.size, "classes": list(tagged.classes),
                                              "has_background": tagged.has_background,
-                                             "tag_shares": tagged.tags.mean(0).tolist()})  # fmt: skip
+                                             "tag_shares": tag_shares(tagged, own, cfg).tolist()})  # fmt: skip
 
 
 @torch.no_grad()
@@ -162,13 +163,43 @@ def seen(ids: I32, count: int) -> I64:
 
 def sampled(own: U8, visible: I64, cfg: Regions, rng: np.random.Generator) -> I64:
     """The regions that are learned from: labelled, visible, at most `most` of each class; ascending."""
-    groups = {k: visible[own[visible] == k] for k in np.unique(own[visible]) if k != IGNORE}
-    objects = sum(min(len(g), cfg.most) for k, g in groups.items() if k != BACKGROUND)
-    enough = dict.fromkeys(groups, cfg.most)
-    if cfg.bg_sample == "balanced":
-        enough[BACKGROUND] = min(cfg.most, max(objects, FEW))
-    drawn = [rng.permutation(group)[: enough[k]] for k, group in sorted(groups.items())]
+    enough = taken(own[visible], cfg)
+    drawn = [rng.permutation(visible[own[visible] == k])[: enough[k]] for k in np.flatnonzero(enough)]
     return np.sort(np.concatenate(drawn)) if drawn else np.zeros(0, np.int64)
+
+
+def taken(own: U8, cfg: Regions) -> I64:
+    """How many regions of each label (255,) are learned from, of an image whose regions are labelled `own`."""
+    counts = np.minimum(np.bincount(own, minlength=IGNORE + 1)[:IGNORE], cfg.most)
+    if cfg.bg_sample == "balanced":
+        counts[BACKGROUND] = min(counts[BACKGROUND], max(counts[BACKGROUND + 1 :].sum(), FEW))
+    return counts.astype(np.int64)
+
+
+def tag_shares(tagged: TaggedSet, own: Callable[[str], U8], cfg: Regions) -> F64:
+    """How often each tag counts as given (C,), for Bayes' rule over what the network says (`ops/regions.allowance`).
+
+    Were all regions learned from alike, that would be the share of images with the tag. But images with tags are drawn
+    more often, and of their background only a part is: the network has seen a class's regions more often, against
+    background, than they lie in images, and only what is left of that is the tag's to say. So: the share of class k
+    among what was learned from, over its share of the regions in images that have the tag; as of background.
+    """
+    classes = len(tagged.classes)
+    times = np.bincount(lined_up(tagged.tags, cfg.positives), minlength=len(tagged))
+    drawn, inside, images = (np.zeros(classes + 1) for _ in range(3))
+    for sample, tags, often in zip(tagged.ids, tagged.tags, times, strict=True):
+        labels = own(sample)
+        counts = np.bincount(labels, minlength=classes + 1)[: classes + 1]
+        drawn += often * taken(labels, cfg)[: classes + 1]
+        if tags.any() and counts.sum():
+            present = np.concatenate([[True], tags])
+            inside += present * counts / counts.sum()
+            images += present
+    seen, there = drawn / max(drawn.sum(), 1), inside / images.clip(1)
+    plain = (times[:, None] * tagged.tags).sum(0) / max(times.sum(), 1)
+    ground = seen[0] / there[0] if there[0] > 0 and seen[0] > 0 else 1.0
+    known = (seen[1:] > 0) & (there[1:] > 0)
+    return np.where(known, seen[1:] / np.where(known, there[1:], 1) / ground, plain)
 
 
 def renamed(ids: I32, chosen: I64, count: int) -> I32:

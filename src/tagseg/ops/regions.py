@@ -36,10 +36,11 @@ def allowance(present: Bool[np.ndarray, " c"], has_background: bool = True,
               usual: Float[np.ndarray, " c"] | None = None) -> Float32[np.ndarray, " c1"]:
     """What the probabilities of background and the C classes are multiplied by once an image's tags are known.
 
-    0 for a class that is not tagged. A tagged one gets 1, or with `usual`, the share of images that have the tag, one
-    over it. That is Bayes' rule for p(k | look, tags) where look and tags say their parts independently given k: a
-    class's pixels always come with its tag, those of background as often as the tag does. So what looks like one of
-    ten classes (a body that they share) is not taken for background only because nine of them are not in the image.
+    0 for a class that is not tagged. A tagged one gets 1, or with `usual`, how often the tag was given among what the
+    network learned from, one over it. That is Bayes' rule for p(k | look, tags) where look and tags say their parts
+    independently given k: a class's pixels always come with its tag, those of background as often as the tag does. So
+    what looks like one of ten classes (a body that they share) is not taken for background only because nine of them
+    are not in the image.
     """
     weights = present.astype(np.float32)
     if usual is not None:

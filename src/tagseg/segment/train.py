@@ -15,7 +15,7 @@ from torch import Tensor
 from tagseg.artifacts import LabelSet, Weights, write_weights
 from tagseg.config import added
 from tagseg.data.index import TaggedSet
-from tagseg.data.loader import Augment, Draws, drawn_from, prefetched
+from tagseg.data.loader import Augment, Draws, drawn_from, lined_up, prefetched
 from tagseg.data.weights import Pretrained
 from tagseg.nets.backbones import build
 from tagseg.nets.deeplab import DeepLabV3Plus, LargeFov, Segmenter
@@ -103,14 +103,14 @@ class PixelLoss:
         return F.cross_entropy(full, target, weights, ignore_index=IGNORE, reduction="sum")  # cam Eq. 11  # mcof Eq. 9
 
 
-@stage(Weights, version=3)
+@stage(Weights, version=4)
 def segmenter(work: Work, tagged: TaggedSet, labels: LabelSet, pretrained: Pretrained, cfg: Segment) -> None:
     """Train from pretrained weights on `labels`; tags only steer how often an image is drawn."""
     torch.manual_seed(int(cfg.seed))
     _trained(work, tagged, labels, make(cfg, outputs(tagged), pretrained.start), cfg)
 
 
-@stage(Weights, version=2)
+@stage(Weights, version=3)
 def onward(work: Work, tagged: TaggedSet, labels: LabelSet, before: Weights, cfg: Segment) -> None:
     """The same, going on from a trained segmenter."""
     torch.manual_seed(int(cfg.seed))
@@ -149,6 +149,8 @@ class Described(Protocol):
     def width(self) -> int: ...
     @property
     def augment(self) -> Augment: ...
+    @property
+    def positives(self) -> float: ...
 
 
 def described(work: Work, model: Segmenter, cfg: Described, tagged: TaggedSet, draws: Draws) -> None:
@@ -165,7 +167,7 @@ def described(work: Work, model: Segmenter, cfg: Described, tagged: TaggedSet, d
             "crops": [list(crop) for crop in draws.shapes.crops],
             "classes": list(tagged.classes),
             "has_background": tagged.has_background,
-            "tag_shares": tagged.tags.mean(0).tolist(),
+            "tag_shares": tagged.tags[lined_up(tagged.tags, cfg.positives)].mean(0).tolist(),  # as they were drawn
         },
     )
 
