@@ -10,7 +10,7 @@ import pytest
 from tagseg.methods import METHODS
 
 # how many lines section 7 has; `cam` has no specification of its own
-LINES = {"dfs": 14, "esol": 14, "mcof": 14, "priors": 12}
+LINES = {"dfs": 14, "esol": 14, "mcof": 14, "priors": 12, "transfernet": 14}
 HERE = Path(__file__).parent
 
 

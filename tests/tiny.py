@@ -93,7 +93,24 @@ OWN["priors"] = (
     "foreground.views.size=48",
     "prior.crf.iterations=2",
 )
-COMMON = {"dfs": CLASSIFIER}  # it has neither cam's maps nor a segmenter
+OWN["transfernet"] = (
+    *(f"{part}.augment.size=48" for part in ("attend", "draw", "tagger")),
+    *(f"{part}.schedule.min_images=0" for part in ("attend", "draw", "tagger")),
+    *(f"{part}.schedule.max_images=96" for part in ("attend", "draw", "tagger")),
+    *(f"{part}.schedule.batch=8" for part in ("attend", "draw", "tagger")),
+    "attend.shape.width=16",
+    "tagger.stride=16",
+    "crf.iterations=2",
+    "maps.size=48",
+    "predict.maps.size=48",
+    "predict.recognise.views.size=48",
+    "post.maps.size=48",
+    "post.recognise.views.size=48",
+    "post.crf.iterations=1",
+)
+COMMON = {"dfs": CLASSIFIER, "transfernet": CLASSIFIER[:-2]}  # they have neither cam's maps nor a segmenter
+TARGET, SOURCE = (f"scenes:transfer?train=24&val=12&size=48&side={side}" for side in ("target", "source"))
+MORE: dict[str, dict[str, Any]] = {"transfernet": {"data": TARGET, "aux": SOURCE}}
 
 
 def request(
@@ -135,8 +152,9 @@ def make(out: Path, method: str = "cam", data: str = DATA) -> Tiny:
     """Do the whole tiny run."""
     from tagseg.runs.run import run
 
-    document = run(request(out, method=method, data=data))
-    prepared = prepare(request(out, method=method, data=data))
+    asked = request(out, **{"method": method, "data": data, **MORE.get(method, {})})
+    document = run(asked)
+    prepared = prepare(asked)
     fitted = prepared.method.fit(Run(prepared.cache, workers=1), prepared.inputs, prepared.cfg)
     return Tiny(out, prepared, fitted, document)
 

@@ -137,6 +137,8 @@ def _request(args: argparse.Namespace) -> Any:
         workers=args.workers,
         reading=_reading(args),
         picks=args.picks,
+        aux=args.aux,
+        aux_splits=args.aux_splits,
         command=f"tagseg {shlex.join(_portable(args.words))}",
         saliency=args.saliency,
         saliency_from=args.saliency_from,

@@ -22,7 +22,7 @@ def names(text: str) -> tuple[str, ...]:
 
 def asked(command: argparse.ArgumentParser) -> None:
     """What `run` and `plan` take."""
-    command.add_argument("method", metavar="METHOD", help="cam, dfs, esol, mcof or priors")
+    command.add_argument("method", metavar="METHOD", help="cam, dfs, esol, mcof, priors or transfernet")
     command.add_argument(
         "data", metavar="DATA", help="a folder of images with tags.csv, one folder a class, or scenes:NAME"
     )
@@ -60,6 +60,8 @@ def asked(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--saliency", type=Path, metavar="DIR", help="saliency maps made elsewhere: ID.png, ID.npy")
     command.add_argument("--saliency-from", metavar="TEXT", help="what made them and what that was trained with")
+    command.add_argument("--aux", metavar="DATA", help="images with masks of other classes (transfernet)")
+    command.add_argument("--aux-splits", type=names, default=(), metavar="SPLIT[,SPLIT]", help="its splits (all)")
     command.add_argument("--picks", type=Path, metavar="FILE", help="masks picked among candidates (tagseg pick)")
     machine(command)
     command.add_argument("--precision", default="auto", metavar="NAME", help="auto, fp32 or bf16")

@@ -7,7 +7,8 @@ import os
 import stat
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -172,13 +173,31 @@ def is_unnamed_dicom(path: Path) -> bool:
 # ---- the log of opened masks: how a run proves that a fit saw no pixel truth ----
 
 _mask_log: list[str] = []
+_other_log: list[str] = []
 _mask_lock = threading.Lock()
+_reading = threading.local()
 
 
 def record_mask_read(name: str) -> None:
     """Note that pixel truth was opened; every reader of masks calls this, whatever the layout."""
     with _mask_lock:
-        _mask_log.append(name)
+        (_other_log if getattr(_reading, "others", False) else _mask_log).append(name)
+
+
+@contextmanager
+def reading_others() -> Iterator[None]:
+    """Masks that this thread opens inside are of other classes than those that are asked for: counted apart."""
+    before, _reading.others = getattr(_reading, "others", False), True
+    try:
+        yield
+    finally:
+        _reading.others = before
+
+
+def other_mask_reads() -> int:
+    """How many masks of other classes were opened since the last reset."""
+    with _mask_lock:
+        return len(_other_log)
 
 
 def mask_reads() -> tuple[str, ...]:
@@ -191,6 +210,7 @@ def reset_mask_reads() -> None:
     """Empty the log, as at the start of a fit."""
     with _mask_lock:
         _mask_log.clear()
+        _other_log.clear()
 
 
 # ---- inside ----

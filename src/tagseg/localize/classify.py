@@ -222,17 +222,26 @@ def pool(cfg: Classify) -> Callable[[Tensor], Tensor]:
 
 def load(weights: Weights, classes: tuple[str, ...]) -> TagNet:
     """The trained classifier, in eval mode; its class names must be those of the data."""
-    meta = weights.meta
-    check_classes(meta["classes"], classes, str(weights.path))
+    check_classes(weights.meta["classes"], classes, str(weights.path))
+    return built(weights.meta, weights.tensors())
+
+
+def built(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TagNet:
+    """A classifier from what `described` wrote, in eval mode."""
     layers = [Layer(**layer) for layer in meta.get("samplers", [])]  # weights of before 0.2 have none
-    model = TagNet(build(meta["backbone"], stride=meta["stride"]), len(classes), layers)
-    model.load_state_dict(weights.tensors())
+    model = TagNet(build(meta["backbone"], stride=meta["stride"]), len(meta["classes"]), layers)
+    model.load_state_dict(tensors)
     return model.eval()
 
 
 def pooling_of(weights: Weights) -> Callable[[Tensor], Tensor]:
     """The pooling that a classifier was trained with."""
-    return pool(Classify(**{name: weights.meta[name] for name in ("pooling", "lse_r", "topk_share")}))
+    return pool_by(weights.meta)
+
+
+def pool_by(meta: Mapping[str, Any]) -> Callable[[Tensor], Tensor]:
+    """The same from what `described` wrote."""
+    return pool(Classify(**{name: meta[name] for name in ("pooling", "lse_r", "topk_share")}))
 
 
 def check_classes(found: list[str], expected: tuple[str, ...], where: str) -> None:

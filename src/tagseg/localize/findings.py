@@ -1,7 +1,8 @@
 """Maps of anything at all in images of which nothing is known: comparable between images, and a score for each image.
 
 Class maps are divided by their own maximum, so an image without any object has one that looks like the others'. Here
-nothing is divided: a pixel is some object to the share that its likeliest class has by the logistic function.
+nothing is divided: what counts is the score of a pixel's likeliest class, as the logistic function of a quarter of it.
+A quarter, because maps are stored in halves of floats, which cannot tell .9996 from .9999: sure pixels would tie.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from tagseg.types import ClassMaps
 
 Size = tuple[int, int]
 NAME = "object"
+SOFT = 4.0  # what scores are divided by
 
 
 class Looking(Protocol):
@@ -43,15 +45,15 @@ def network_of(
     module: nn.Module, backbone: Backbone, tap: Tap, logits: Callable[[Tensor], Tensor],
     whole: Callable[[Tensor], Tensor],
 ) -> Network:  # fmt: skip
-    """A module read as the share of its likeliest class, in each pixel and, as a flat second map, in the whole image.
+    """A module read as how sure it is of its likeliest class, in each pixel and, as a flat second map, in the image.
 
     Of what the module gives, `logits` makes maps (n,C,h,w) on the grid of `tap`, `whole` the image's logits (n,C).
     """
 
     def read(raw: Tensor, in_size: Size, out_size: Size) -> Tensor:
         fine = resample(logits(raw.float()), stride=tap.stride, offset=tap.offset, in_size=in_size, out_size=out_size)
-        image = whole(raw.float()).sigmoid().amax(1, keepdim=True)[:, :, None, None]
-        return torch.cat([fine.sigmoid().amax(1, keepdim=True), image.expand(-1, -1, *out_size)], 1)
+        image = (whole(raw.float()) / SOFT).sigmoid().amax(1, keepdim=True)[:, :, None, None]
+        return torch.cat([(fine / SOFT).sigmoid().amax(1, keepdim=True), image.expand(-1, -1, *out_size)], 1)
 
     return Network(module, backbone.preprocess, read, 2, backbone.min_size, rewrite=False)
 

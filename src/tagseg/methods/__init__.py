@@ -8,7 +8,7 @@ from types import ModuleType
 
 from tagseg.types import UsageError
 
-METHODS = ("cam", "dfs", "esol", "mcof", "priors")
+METHODS = ("cam", "dfs", "esol", "mcof", "priors", "transfernet")
 
 
 def get(name: str) -> ModuleType:

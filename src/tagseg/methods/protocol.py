@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tagseg.artifacts import LabelSet, MapSet, Scores, Weights
-from tagseg.data.index import MaskedSet, TaggedSet
+from tagseg.data.index import TaggedSet
+from tagseg.data.other_masks import OtherMasks
 from tagseg.data.picks import Picks
 from tagseg.data.saliency_folder import SaliencyFolder
 from tagseg.data.weights import Pretrained
@@ -35,7 +36,7 @@ class Inputs:
 
     tagged: TaggedSet
     pretrained: Pretrained
-    aux: MaskedSet | None = None
+    aux: OtherMasks | None = None
     saliency: SaliencyFolder | None = None
     picks: Picks | None = None
 

@@ -6,6 +6,7 @@ Class identity enters by the attention alone: `Decoder.forward` has no argument 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from tagseg.nets.backbones import Backbone, Tap
+from tagseg.nets.backbones import Backbone, Tap, freeze_batch_norm
 from tagseg.nets.deconvnet import is_plain, unpool
 from tagseg.types import UsageError
 
@@ -188,6 +189,68 @@ class Switches:
     def rows(self, images: Int64[Tensor, " r"]) -> Switches:
         """Those of the images that rows are of."""
         return self if self.where is None else Switches(self.size, self.where[images])
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the encoder gave of images of `size` (H,W): features (n,D,h,w), scaled, and the switches of the levels."""
+
+    features: Float[Tensor, "n d h w"]
+    switches: list[Switches]
+    size: Size
+
+    def rows(self, images: Int64[Tensor, " r"]) -> Encoded:
+        """The same for rows, each of one of the images."""
+        return Encoded(self.features[images], [one.rows(images) for one in self.switches], self.size)
+
+
+class TransferNet(nn.Module):
+    """A frozen encoder, attention to one of K classes, a classifier of what is attended to, a class-agnostic decoder.
+
+    `grid`: of the features that attention "fc" will see.
+    """
+
+    scale: Tensor
+
+    def __init__(self, backbone: Backbone, classes: int, shape: Shape, grid: Size | None = None) -> None:
+        super().__init__()
+        check_up(backbone, shape.up)
+        self.shape = shape
+        freeze_batch_norm(backbone)
+        self.backbone = backbone.requires_grad_(False)
+        self.levels, channels = levels_of(backbone), backbone.tap("last").channels
+        self.register_buffer("scale", torch.ones(()))
+        self.attention = Attention(channels, classes, shape, grid)
+        self.classifier = AttendedClassifier(channels, classes)
+        self.decoder = Decoder(self.levels, shape)
+
+    def learned(self, *, decoder: bool) -> list[nn.Parameter]:
+        """What training moves: attention and classifier, and the decoder if it learns along."""
+        parts = [self.attention, self.classifier, *([self.decoder] if decoder else [])]
+        return [parameter for part in parts for parameter in part.parameters()]
+
+    @torch.no_grad()
+    def encode(self, x: Float[Tensor, "n 3 h w"]) -> Encoded:
+        """Normalised images, once for all their classes."""
+        found = self.backbone(x, ["last", *(tap.name for tap in self.levels)])
+        features = found["last"].relu() * self.scale  # transfernet Eq. 1
+        switches = switches_of(found, self.levels, found["last"], self.shape.up)
+        return Encoded(features, switches, (x.shape[2], x.shape[3]))
+
+    def forward(self, rows: Encoded, classes: Bool[Tensor, "r k"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Attention (r,h,w), its dense form (r,1,h,w), and the classifier's logits (r,K), of one class in each row."""
+        alpha, z = self.attention(rows.features, classes)
+        return alpha, densified(rows.features, z), self.classifier(z)
+
+    def draw(self, dense: Float[Tensor, "r 1 h w"], rows: Encoded) -> Float[Tensor, "r 2 a b"]:
+        """Logits of background and foreground."""
+        found: Tensor = self.decoder(dense, rows.switches, rows.size)
+        return found
+
+
+def foreground_share(logits: Float[Tensor, "r 2 a b"], background: float) -> Float[Tensor, "r a b"]:
+    """The probability of foreground, the background's own weighted by `background` before they are normed."""
+    return torch.sigmoid(logits[:, 1] - logits[:, 0] - math.log(background))  # transfernet Eq. 14
 
 
 def check_up(backbone: Backbone, up: Up) -> None:

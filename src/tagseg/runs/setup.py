@@ -6,7 +6,7 @@ import platform
 import re
 import subprocess
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -14,47 +14,16 @@ from typing import Any
 
 from tagseg import config, methods
 from tagseg.data.files import BadFile
-from tagseg.data.folder import Opened, Reading, open_set
+from tagseg.data.folder import Opened, open_set
 from tagseg.data.index import MaskedSet, TaggedSet, check_size
-from tagseg.data.picks import Picks, read_picks
-from tagseg.data.saliency_folder import SaliencyFolder, check_maps, open_saliency
+from tagseg.data.saliency_folder import check_maps
 from tagseg.data.weights import Pretrained, find
 from tagseg.disk import write_atomic
 from tagseg.methods.protocol import Inputs
+from tagseg.runs.given import given_aux, given_picks, given_saliency
+from tagseg.runs.request import Request
 from tagseg.training.schedule import recipe_values
 from tagseg.types import DataError, EnvironmentFault, UsageError
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a user asks for. Empty `train` means all images, empty `val` no numbers without tags.
-
-    `k_masks`: so many training masks choose the threshold of the `k` point; they are left out of its scores.
-    `saliency`: a folder of maps made elsewhere; `saliency_from`: what made them, and from what that had learned.
-    `picks`: a file that `tagseg pick` wrote.
-    """
-
-    method: str
-    data: str
-    out: Path
-    train: tuple[str, ...] = ()
-    val: tuple[str, ...] = ()
-    backbone: str = "auto"
-    weights: str | None = None
-    seed: int = 0
-    budget: str = "standard"
-    config: Path | None = None
-    sets: tuple[str, ...] = ()
-    cache: Path | None = None
-    device: str = "auto"
-    precision: str = "auto"
-    workers: int = 2
-    k_masks: int = 0
-    reading: Reading = field(default_factory=Reading)
-    command: str = ""
-    saliency: Path | None = None
-    saliency_from: str | None = None
-    picks: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -97,8 +66,8 @@ def prepare(request: Request) -> Prepared:
     method = methods.get(request.method)
     check_numbers(request)
     given = given_saliency(request, method)
-    places: list[str | Path] = [request.data, given.folder] if given else [request.data]
-    for data in places:
+    places = [request.data, given.folder if given else None, request.aux]
+    for data in (place for place in places if place is not None):
         check_outside(data, request.out)
         check_outside(data, cache_folder(request), "the cache (--cache, TAGSEG_CACHE)")
     device = choose_device(request.device)
@@ -121,7 +90,8 @@ def prepare(request: Request) -> Prepared:
     if given is not None:
         check_maps(given, tagged.images(), request.workers)
     picks, passed = given_picks(request, method, tagged)
-    inputs = Inputs(tagged, find(request.weights, expected=backbone), saliency=given, picks=picks)
+    aux = given_aux(request, method, tagged)
+    inputs = Inputs(tagged, find(request.weights, expected=backbone), aux, given, picks)
     warnings = (
         *opened.warnings,
         *(val.warnings if val else ()),
@@ -145,33 +115,6 @@ def check_numbers(request: Request) -> None:
     ):
         if value < least:
             raise UsageError(f"{name} {value}: expected {least} or more")
-
-
-def given_saliency(request: Request, method: ModuleType) -> SaliencyFolder | None:
-    """The folder of saliency maps from elsewhere, if one was given and the method looks at it."""
-    if request.saliency is None and request.saliency_from is None:
-        return None
-    if not getattr(method, "TAKES_SALIENCY", False):
-        raise UsageError(f"--saliency: method {request.method!r} uses no saliency maps; leave it out")
-    if request.saliency is None:
-        raise UsageError(f"--saliency-from {request.saliency_from!r}: found no --saliency, expected the folder of the "
-                         "maps, too")
-    return open_saliency(request.saliency, request.saliency_from or "")
-
-
-def given_picks(request: Request, method: ModuleType, tagged: TaggedSet) -> tuple[Picks | None, list[str]]:
-    """The picks of these images, if a file was given and the method offers candidates; a warning on picks of others."""
-    if request.picks is None:
-        return None, []
-    if not getattr(method, "TAKES_PICKS", False):
-        raise UsageError(f"--picks: method {request.method!r} has no candidate masks to pick from; leave it out")
-    picks = read_picks(request.picks, method.CANDIDATES)
-    mine = picks.among(tagged.ids)
-    if len(picks) and not len(mine):
-        raise DataError(f"{request.picks}: none of its {len(picks)} images is among the {len(tagged)} training images; "
-                        "give the file that belongs to this set")
-    left = len(picks) - len(mine)
-    return mine, [f"{request.picks}: {left} of {len(picks)} picks are of other images"] if left else []
 
 
 def check_outside(data: str | Path, place: Path, what: str = "--out") -> None:
@@ -366,7 +309,8 @@ def ledger(prepared: Prepared) -> list[str]:
     ]
     lines.append(weights_line(weights))
     if prepared.inputs.aux is not None:
-        lines.append(f"pixel masks of other classes: {', '.join(prepared.inputs.aux.classes)}")
+        aux = prepared.inputs.aux
+        lines.append(f"pixel masks of {len(aux.tagged)} images of other classes: {', '.join(aux.classes)}")
     if prepared.inputs.saliency is not None:
         lines.append(f"saliency maps from elsewhere: {prepared.inputs.saliency.origin}")
     picks = prepared.inputs.picks

@@ -83,16 +83,21 @@ def restricted(work: Work, tagged: TaggedSet, segmenter: Weights, cfg: PredictTa
     _write(work, tagged, segmenter, cfg, allowed)
 
 
-@stage(MapSet, version=1)
+@stage(MapSet, version=2)
 def findings(work: Work, images: TaggedSet, segmenter: Weights, cfg: Predict) -> None:
-    """To which share each pixel is any class but background, at half the size; of the image, its surest pixel."""
+    """How surely each pixel is any class but background, at half the size; of the image, its surest pixel.
+
+    As in `localize/findings`, odds are brought nearer to each other (fourth roots) so that sure pixels do not tie.
+    """
     meta, views = segmenter.meta, count(cfg.views)
     network = network_of(load(segmenter), len(meta["classes"]) + 1)
 
     def produce(ids: list[str]) -> Iterator[ClassMaps]:
         for seen in predict(work, network, images.source, ids, cfg.views, device=cfg.device, precision=cfg.precision,
                             out_size=lambda size: ((size[0] + 1) // 2, (size[1] + 1) // 2)):  # fmt: skip
-            shares = (1 - np.asarray((seen.values[:1] / views).numpy(), np.float32)).clip(0, 1)
+            share = np.asarray((seen.values[:1] / views).numpy(), np.float32).clip(0, 1)
+            ground, objects = share**0.25, (1 - share) ** 0.25
+            shares = np.asarray(objects / (ground + objects), np.float32)
             yield ClassMaps(seen.id, np.array([1]), shares, seen.image.shape[1:], shares.max((1, 2)))
 
     write_maps(work, images.ids, produce, {"classes": ["object"], "grid": 2})

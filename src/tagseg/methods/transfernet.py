@@ -1,0 +1,98 @@
+"""`transfernet`: outlines learned from masks of other classes, found by attention to one class (Hong et al., 2016)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
+
+from tagseg.artifacts import LabelSet, MapSet, Weights
+from tagseg.data.index import TaggedSet
+from tagseg.data.other_masks import Joined
+from tagseg.localize import classify, recognise
+from tagseg.methods.protocol import Fitted, Inputs, Step
+from tagseg.refine import class_crf, threshold
+from tagseg.refine.crf import Crf
+from tagseg.segment import predict_decoder, train_decoder
+from tagseg.store import Run
+from tagseg.types import UsageError
+
+NEEDS_AUX = True
+
+
+def sourced() -> Crf:
+    """The CRF of the authors' inference script."""
+    return Crf(3.0, 3.0, 20.0, 3.0, 5.0, 10)
+
+
+@dataclass(frozen=True)
+class Predict:
+    """How the tagger and the decoder look at images without tags, and what draws the decoder's maps to the edges."""
+
+    recognise: recognise.Recognise = field(default_factory=recognise.Recognise)
+    maps: predict_decoder.Drawn = field(default_factory=predict_decoder.Drawn)
+    crf: Crf = field(default_factory=lambda: replace(sourced(), iterations=0))
+
+
+@dataclass(frozen=True)
+class Config:
+    """One config for each stage. `encoder`: what is looked through, frozen in all stages: the network as it came
+    ("pretrained"), or after it has learned the tags of both sets ("tags", by `classifier`).
+
+    `tagger`: the classifier of the target's classes, by which prediction knows what to draw.
+    """
+
+    encoder: Literal["pretrained", "tags"] = "tags"
+    start: train_decoder.Encoder = field(default_factory=train_decoder.Encoder)
+    classifier: classify.Classify = field(default_factory=classify.Classify)
+    attend: train_decoder.Attend = field(default_factory=train_decoder.Attend)
+    draw: train_decoder.Draw = field(default_factory=train_decoder.Draw)
+    tagger: classify.Classify = field(default_factory=classify.Classify)
+    maps: predict_decoder.Looked = field(default_factory=predict_decoder.Looked)
+    crf: Crf = field(default_factory=sourced)
+    predict: Predict = field(default_factory=Predict)
+    post: Predict = field(default_factory=lambda: Predict(crf=sourced()))
+
+    BUDGETS: ClassVar[dict[str, dict[str, Any]]] = {"paper": {"encoder": "pretrained"}}
+
+
+def fit(run: Run, inputs: Inputs, cfg: Config) -> Fitted:
+    """Learn where each class lies from tags, learn what an outline is from other classes' masks, put both together."""
+    target, aux = inputs.tagged, inputs.aux
+    if aux is None:
+        raise UsageError("transfernet: found no --aux, expected the folder of images with masks of other classes; "
+                         "without any mask use cam, esol, mcof, priors or dfs")
+    if cfg.encoder == "pretrained":
+        encoder = train_decoder.pretrained(run, inputs.pretrained, cfg.start)
+    else:
+        encoder = classify.train(run, Joined(target, aux.tagged).tagged, inputs.pretrained, cfg.classifier)
+    attending = train_decoder.attention(run, target, aux.tagged, encoder, cfg.attend)  # Eq. 1-9
+    drawing = train_decoder.joint(run, target, aux, attending, cfg.draw)  # Eq. 10-13
+    tagger = classify.train(run, target, inputs.pretrained, cfg.tagger)
+    model = predict_decoder.finished(run, target, drawing, tagger, predict_decoder.Finish())
+    found = predict_decoder.maps(run, target, model, cfg.maps)
+    half = threshold.fixed(run, threshold.Fixed(0.5, "the decoder's foreground is a probability"))
+    return Fitted(model, tagger, found, half, None, class_crf.labels(run, target, found, cfg.crf))
+
+
+def maps(run: Run, tagged: TaggedSet, fitted: Fitted, cfg: Config) -> MapSet:
+    """What the decoder draws of the tags of other images."""
+    return predict_decoder.maps(run, tagged, fitted.model, cfg.maps)
+
+
+def pseudo(run: Run, inputs: Inputs, fitted: Fitted, cfg: Config) -> LabelSet:
+    """Labels of other images whose tags are given."""
+    return class_crf.labels(run, inputs.tagged, maps(run, inputs.tagged, fitted, cfg), cfg.crf)
+
+
+def steps(run: Run, inputs: Inputs, fitted: Fitted, cfg: Config) -> dict[str, Step]:
+    """For the report: attention to each tag, and what is like what it looks at."""
+    attention, dense = replace(cfg.maps, part="attention"), replace(cfg.maps, part="dense")
+    return {"attention": predict_decoder.maps(run, inputs.tagged, fitted.model, attention),
+            "densified": predict_decoder.maps(run, inputs.tagged, fitted.model, dense)}  # fmt: skip
+
+
+def predict(run: Run, model: Weights, images: TaggedSet, cfg: Config) -> LabelSet:
+    """Masks of images by tagger, attention and decoder alone."""
+    seen = recognise.scores(run, images, model, cfg.predict.recognise)  # Sec. 4
+    found = predict_decoder.predicted(run, images, model, seen, cfg.predict.maps)
+    return class_crf.labels(run, images, found, cfg.predict.crf)

@@ -1,0 +1,51 @@
+"""Labels from maps that each speak for one class alone: a CRF of two labels for each, then the surest class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from tagseg.artifacts import LabelSet, MapSet, write_labels
+from tagseg.data.index import TaggedSet
+from tagseg.ops.geometry import enlarge
+from tagseg.refine.crf import Crf, solve
+from tagseg.store import Work, stage
+from tagseg.types import BACKGROUND, F32, I64, U8, Labels
+
+
+@stage(LabelSet, version=1)
+def labels(work: Work, images: TaggedSet, maps: MapSet, cfg: Crf) -> None:
+    """Of every pixel the class that is likeliest among those whose own CRF calls it foreground, else background.
+
+    With 0 iterations the maps are cut at one half. `unsure_below`: surer classes only, the others are 255.
+    """
+
+    def one(sample: str) -> Labels:
+        found = maps.get(sample)
+        if not len(found.classes):
+            return Labels(sample, np.full(found.size, BACKGROUND, np.uint8))
+        return decided(sample, images.source.read(sample), enlarge(found.scores, found.size), found.classes, cfg)
+
+    def produce(ids: list[str]) -> Iterator[Labels]:
+        yield from work.map(one, ids)
+
+    write_labels(work, images.ids, produce, {"classes": list(images.classes)})
+
+
+def decided(sample: str, image: U8, shares: F32, classes: I64, cfg: Crf) -> Labels:
+    """The labels of one image (3,H,W) from the foreground (K,H,W) of each of its classes."""
+    kept = np.stack([own_foreground(image, share, cfg) * share for share in shares])
+    best, sure = kept.argmax(0), kept.max(0)
+    pixels = np.where(sure > 0, classes[best], BACKGROUND).astype(np.uint8)
+    pixels[(sure > 0) & (sure < cfg.unsure_below)] = 255
+    confidence = np.where(sure > 0, sure, 1 - shares.max(0))
+    return Labels(sample, pixels, np.round(255 * confidence).astype(np.uint8))
+
+
+def own_foreground(image: U8, share: F32, cfg: Crf) -> np.ndarray:
+    """Whether the CRF of background and this class alone calls a pixel the class."""
+    pair = np.stack([1 - share, share])
+    if cfg.iterations:
+        pair = solve(image, pair, cfg)
+    return pair[1] > pair[0]

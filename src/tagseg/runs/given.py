@@ -1,0 +1,58 @@
+"""What a run is given besides images and tags: saliency from elsewhere, masks of other classes, a person's picks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import ModuleType
+
+from tagseg.data.folder import open_set
+from tagseg.data.index import TaggedSet
+from tagseg.data.other_masks import OtherMasks, of_other_classes
+from tagseg.data.picks import Picks, read_picks
+from tagseg.data.saliency_folder import SaliencyFolder, open_saliency
+from tagseg.runs.request import Request
+from tagseg.types import DataError, UsageError
+
+
+def given_saliency(request: Request, method: ModuleType) -> SaliencyFolder | None:
+    """The folder of saliency maps from elsewhere, if one was given and the method looks at it."""
+    if request.saliency is None and request.saliency_from is None:
+        return None
+    if not getattr(method, "TAKES_SALIENCY", False):
+        raise UsageError(f"--saliency: method {request.method!r} uses no saliency maps; leave it out")
+    if request.saliency is None:
+        raise UsageError(f"--saliency-from {request.saliency_from!r}: found no --saliency, expected the folder of the "
+                         "maps, too")
+    return open_saliency(request.saliency, request.saliency_from or "")
+
+
+def given_aux(request: Request, method: ModuleType, tagged: TaggedSet) -> OtherMasks | None:
+    """The masks of other classes, which some methods cannot do without and the others do not look at."""
+    needs = getattr(method, "NEEDS_AUX", False)
+    if request.aux is None:
+        if needs:
+            raise UsageError(f"method {request.method!r} learns outlines from masks of other classes: found no --aux, "
+                             "expected a folder of images with masks; without any mask use another method")
+        return None
+    if not needs:
+        raise UsageError(f"--aux: method {request.method!r} looks at no masks; leave it out")
+    splits = request.aux_splits or (("train",) if request.aux.startswith("scenes:") else None)
+    found = open_set(request.aux, splits, replace(request.reading, tags=None, negative=(), limit=None)).truth
+    if found is None:
+        raise DataError(f"--aux {request.aux}: found no masks/ID.png for its images, expected masks of other classes")
+    return of_other_classes(found, tagged.classes)
+
+
+def given_picks(request: Request, method: ModuleType, tagged: TaggedSet) -> tuple[Picks | None, list[str]]:
+    """The picks of these images, if a file was given and the method offers candidates; a warning on picks of others."""
+    if request.picks is None:
+        return None, []
+    if not getattr(method, "TAKES_PICKS", False):
+        raise UsageError(f"--picks: method {request.method!r} has no candidate masks to pick from; leave it out")
+    picks = read_picks(request.picks, method.CANDIDATES)
+    mine = picks.among(tagged.ids)
+    if len(picks) and not len(mine):
+        raise DataError(f"{request.picks}: none of its {len(picks)} images is among the {len(tagged)} training images; "
+                        "give the file that belongs to this set")
+    left = len(picks) - len(mine)
+    return mine, [f"{request.picks}: {left} of {len(picks)} picks are of other images"] if left else []

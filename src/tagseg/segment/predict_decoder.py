@@ -1,0 +1,127 @@
+"""What a class-agnostic decoder draws of each class of an image: of given tags, or of those that a tagger sees."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tagseg.artifacts import MapSet, Scores, Weights, write_maps, write_weights
+from tagseg.data.index import TaggedSet
+from tagseg.inference import net_shape, one_thread, resized
+from tagseg.nets.attention_decoder import TransferNet, foreground_share
+from tagseg.ops.geometry import resample
+from tagseg.segment.train_decoder import load
+from tagseg.store import Work, stage
+from tagseg.types import F32, F64, U8, Bool, ClassMaps
+
+Part = Literal["drawn", "dense", "attention"]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """`size`: square root of the area at which images are shown. `background`: what its own probability is weighed by.
+
+    `tag`: the score from which the tagger's class counts; the best one where none does, unless there were images
+    without any tag to learn from (`always`: "yes", "no"). `grid`: maps are stored at 1/grid of the image's sides.
+    """
+
+    size: int = 256
+    background: float = 0.5
+    tag: float = 0.6
+    always: Literal["usual", "yes", "no"] = "usual"
+    grid: int = 2
+    device: str = "auto"
+
+    BUDGETS: ClassVar[dict[str, dict[str, Any]]] = {"quick": {"size": 96, "grid": 1}, "paper": {"size": 320}}
+
+
+@dataclass(frozen=True)
+class Finish:
+    """Nothing to set."""
+
+
+@stage(Weights, version=1)
+def finished(work: Work, target: TaggedSet, model: Weights, tagger: Weights, cfg: Finish) -> None:
+    """The network with the tagger of its target classes, which prediction without tags needs."""
+    tensors = {**model.tensors(), **{f"tagger.{name}": tensor for name, tensor in tagger.tensors().items()}}
+    write_weights(work, tensors, {**model.meta, "has_background": True, "tagger": tagger.meta,
+                                  "negatives": bool((~target.training().tags.any(1)).any())})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Looked(Drawn):
+    """What is shown: the decoder's drawing, the dense attention, or the attention itself."""
+
+    part: Part = "drawn"
+
+
+@stage(MapSet, version=1)
+def maps(work: Work, tagged: TaggedSet, model: Weights, cfg: Looked) -> None:
+    """Foreground of every tag of every image: its probability by the decoder; attention is divided by its maximum."""
+    present = dict(zip(tagged.ids, tagged.tags, strict=True))
+    _write(work, tagged, load(model), cfg, lambda sample: present[sample], cfg.part)
+
+
+@stage(MapSet, version=1)
+def predicted(work: Work, images: TaggedSet, model: Weights, scores: Scores, cfg: Drawn) -> None:
+    """Foreground of the classes that the tagger sees; `scores` holds its word on every image, by id."""
+    forced = cfg.always == "yes" or (cfg.always == "usual" and not model.meta["negatives"])
+    known = scores.read()
+    _write(work, images, load(model), cfg, lambda sample: told(np.array(known[sample]), cfg.tag, forced), "drawn")
+
+
+def told(scores: F64, least: float, forced: bool) -> Bool:
+    """Which classes (C,) reach a score; the best one where none does and one is `forced`."""
+    found: Bool = scores >= least
+    if forced and not found.any():
+        found[scores.argmax()] = True
+    return found
+
+
+def _write(work: Work, images: TaggedSet, model: TransferNet, cfg: Drawn, present: Callable[[str], Bool],
+           part: Part) -> None:
+    """Maps of the classes that are `present` by an image's id; the encoder runs once for each image."""
+    model.to(cfg.device)
+
+    def one(sample: str) -> ClassMaps:
+        image = images.source.read(sample)
+        size = (image.shape[1], image.shape[2])
+        classes = np.flatnonzero(present(sample))
+        fine = (math.ceil(size[0] / cfg.grid), math.ceil(size[1] / cfg.grid))
+        found = drawn(model, image, classes, cfg, part, fine)
+        return ClassMaps(sample, classes.astype(np.int64) + 1, found, size)
+
+    def produce(ids: list[str]) -> Iterator[ClassMaps]:
+        with one_thread(cfg.device):
+            yield from work.map(one, ids)
+
+    write_maps(work, images.ids, produce, {"classes": list(images.classes), "grid": cfg.grid})
+
+
+@torch.inference_mode()
+def drawn(model: TransferNet, image: U8, classes: np.ndarray, cfg: Drawn, part: Part, size: tuple[int, int]) -> F32:
+    """Maps (K,h,w) in 0..1 of classes (K,), counted from 0, of one image (3,H,W)."""
+    if not len(classes):
+        return np.zeros((0, *size), np.float32)
+    shape = net_shape((image.shape[1], image.shape[2]), cfg.size, 1.0, model.backbone.min_size)
+    x = torch.from_numpy(resized(image, shape)).to(cfg.device)[None].float() / 255
+    rows = model.encode(model.backbone.preprocess(x)).rows(torch.zeros(len(classes), dtype=torch.long))
+    many = model.attention.name.in_features
+    named = F.one_hot(torch.from_numpy(classes.astype(np.int64)), many).bool().to(cfg.device)
+    alpha, dense, _ = model(rows, named)
+    if part == "drawn":
+        values = foreground_share(model.draw(dense, rows).float(), cfg.background)
+        fine: Tensor = F.interpolate(values[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+    else:
+        last = model.backbone.tap("last")
+        shown = (alpha if part == "attention" else dense[:, 0]).float()[None]
+        fine = resample(shown, stride=last.stride, offset=last.offset, in_size=shape, out_size=size)[0]
+        fine = fine / fine.amax((1, 2), keepdim=True).clamp(min=1e-9)
+    return fine.clamp(0, 1).cpu().numpy().astype(np.float32)

@@ -1,0 +1,254 @@
+"""Teach attention to tags and a decoder to outlines: masks of other classes show what an outline is (TransferNet)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tagseg.artifacts import Weights, write_weights
+from tagseg.data.index import TaggedSet
+from tagseg.data.loader import Augment, Draws, drawn_from, prefetched
+from tagseg.data.other_masks import OtherMasks
+from tagseg.data.weights import Pretrained
+from tagseg.nets.attention_decoder import Encoded, Shape, TransferNet
+from tagseg.nets.backbones import build
+from tagseg.store import Work, stage
+from tagseg.training.loop import Batch, learn
+from tagseg.training.schedule import Auto, Schedule, optimiser
+from tagseg.types import IGNORE, DataError
+
+Size = tuple[int, int]
+CALIBRATED = 256  # images that the scale of the features is told from
+BRIGHT = 0.999  # the share of features that shall lie under 1
+
+
+@dataclass(frozen=True)
+class Attend:
+    """Attention and the classifier of what it looks at learn the tags of both sets; the decoder is not there yet.
+
+    `scale`: what features are multiplied by; "measured": so that .999 of them lie under 1.
+    """
+
+    shape: Shape = field(default_factory=Shape)
+    scale: float | Literal["measured"] = "measured"
+    augment: Augment = field(default_factory=Augment)
+    schedule: Schedule = field(default_factory=lambda: Schedule(4.0, min_images=2400, max_images=8000, batch=8))
+    seed: int | Auto = "auto"
+    device: str = "auto"
+    precision: str = "auto"
+
+    BUDGETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "quick": {
+            "shape": Shape(width=256),
+            "augment": Augment(size=96, colour=0.1),
+            "schedule": Schedule(epochs=6, min_images=1600, max_images=4000, batch=8),
+        },
+        "paper": {
+            "shape": Shape(attention="fc", norm="none"),
+            "augment": Augment(size=320, scale=(1.0, 1.0)),
+            "schedule": Schedule(epochs=10**6, min_images=0, max_images=960_000, batch=64, optimiser="adamw",
+                                 head_lr=1e-3, weight_decay=0.0, warmup=0.0, power=0.0),
+        },
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The decoder learns the outlines of the other classes, attention goes on learning the tags of all.
+
+    `tags`, `masks`: weights of the two losses.
+    """
+
+    tags: float = 1.0
+    masks: float = 2.0
+    augment: Augment = field(default_factory=Augment)
+    schedule: Schedule = field(default_factory=lambda: Schedule(6.0, min_images=4000, max_images=12000, batch=8))
+    seed: int | Auto = "auto"
+    device: str = "auto"
+    precision: str = "auto"
+
+    BUDGETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "quick": {
+            "augment": Augment(size=96, colour=0.1),
+            "schedule": Schedule(epochs=10, min_images=3200, max_images=8000, batch=8),
+        },
+        "paper": {
+            "augment": Augment(size=320, scale=(1.0, 1.0)),
+            "schedule": Schedule(epochs=10**6, min_images=0, max_images=960_000, batch=64, optimiser="adamw",
+                                 head_lr=5e-4, weight_decay=0.0, warmup=0.0, power=0.0),
+        },
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Alternating:
+    """Batches of the target and of the source in turn, each with samplers of its own; tags among all K classes.
+
+    `labels` of target images are 255 everywhere: nothing is known of their pixels.
+    """
+
+    target: Draws
+    source: Draws
+    offset: int  # the number of the target's classes, which come first
+
+    def __call__(self, step: int) -> Batch:
+        theirs = step % 2 == 1
+        batch = (self.source if theirs else self.target)(step // 2)
+        own, total = batch["tags"], self.offset + self.source.tags.shape[1]
+        tags = torch.zeros(len(own), total, dtype=torch.bool)
+        first = self.offset if theirs else 0
+        tags[:, first : first + own.shape[1]] = own
+        labels = batch.get("labels")
+        if labels is None or not theirs:
+            labels = torch.full((len(own), *batch["images"].shape[2:]), IGNORE, dtype=torch.uint8)
+        return {"images": batch["images"], "tags": tags, "labels": labels}
+
+    def names(self, step: int) -> list[str]:
+        """The ids of a step's batch."""
+        return (self.source if step % 2 else self.target).names(step // 2)
+
+
+@dataclass(frozen=True)
+class RowLoss:
+    """The mean over rows (image, class) of the classifier's loss and, where masks are known, of the outline's."""
+
+    tags: float
+    masks: float
+    offset: int
+
+    def count(self, batch: Batch) -> float:
+        return float(batch["tags"].sum())
+
+    def total(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        assert isinstance(model, TransferNet)
+        encoded = model.encode(model.backbone.preprocess(batch["images"].float() / 255))
+        image, which = batch["tags"].nonzero(as_tuple=True)  # an image with several tags gives several rows
+        if not len(image):
+            return sum((p.sum() * 0.0 for p in model.attention.parameters()), torch.zeros(()))
+        rows = encoded.rows(image)
+        _, dense, logits = model(rows, F.one_hot(which, batch["tags"].shape[1]).bool())
+        loss = self.tags * F.cross_entropy(logits.float(), which, reduction="sum")  # transfernet Eq. 9
+        known = which >= self.offset
+        if self.masks and bool(known.any()):
+            targets = outlines(batch["labels"][image[known]], which[known] - self.offset + 1)
+            loss = loss + self.masks * self._drawn(model, dense[known], rows, known, targets)  # transfernet Eq. 13
+        return loss
+
+    @staticmethod
+    def _drawn(model: TransferNet, dense: Tensor, rows: Encoded, known: Tensor, targets: Tensor) -> Tensor:
+        mine = rows.rows(known.nonzero()[:, 0])
+        logits = model.draw(dense, mine).float()
+        return mask_losses(logits, targets).sum()
+
+
+def outlines(labels: Tensor, which: Tensor) -> Tensor:
+    """Labels (r,H,W) as 1 where they are the row's class (r,), 0 where they are anything else, 255 where not known."""
+    labels = labels.long()
+    found = (labels == which.to(labels).view(-1, 1, 1)).long()
+    return torch.where(labels == IGNORE, IGNORE, found)
+
+
+def mask_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy (r,) over the known pixels of each row; 0 where none is known."""
+    losses = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none").flatten(1)
+    return losses.sum(1) / (targets != IGNORE).flatten(1).sum(1).clamp(min=1)  # transfernet Eq. 12
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """The network that is looked through, and its stride."""
+
+    backbone: str = "auto"
+    stride: int = 16
+
+
+@stage(Weights, version=1)
+def pretrained(work: Work, start: Pretrained, cfg: Encoder) -> None:
+    """The encoder as it came: pretrained on something else, and never trained on these tags."""
+    backbone = build(cfg.backbone, stride=cfg.stride, weights_state=start.start)
+    write_weights(work, {f"backbone.{name}": tensor for name, tensor in backbone.state_dict().items()},
+                  {"backbone": cfg.backbone, "stride": cfg.stride})  # fmt: skip
+
+
+@stage(Weights, version=1)
+def attention(work: Work, target: TaggedSet, source: TaggedSet, encoder: Weights, cfg: Attend) -> None:
+    """Where each class of both sets lies, learned from tags alone on a frozen encoder: pretrained or a classifier's."""
+    torch.manual_seed(int(cfg.seed))
+    meta = encoder.meta
+    classes = (*target.classes, *source.classes)
+    draws = Alternating(
+        drawn_from(target.training(), cfg.augment, cfg.schedule.batch, int(cfg.seed)),
+        drawn_from(source.training(), cfg.augment, cfg.schedule.batch, int(cfg.seed) + 1),
+        len(target.classes),
+    )
+    backbone = build(meta["backbone"], stride=meta["stride"])
+    backbone.load_state_dict({name.removeprefix("backbone."): tensor for name, tensor in encoder.tensors().items()
+                              if name.startswith("backbone.")})  # fmt: skip
+    shapes = {*draws.target.shapes.crops, *draws.source.shapes.crops}
+    grid = None
+    if cfg.shape.attention == "fc":
+        if len(shapes) > 1:
+            raise DataError(f"attention \"fc\" sees one grid, and the images have crops of {sorted(shapes)}; expected "
+                            "images of about one aspect ratio, or choose attention=conv")
+        with torch.no_grad():  # and in eval mode: nothing of the encoder may move, its batch norms neither
+            h, w = backbone.eval()(torch.zeros(1, 3, *next(iter(shapes))), ["last"])["last"].shape[2:]
+        grid = (h, w)
+    model = TransferNet(backbone, len(classes), cfg.shape, grid)
+    model.scale.fill_(scale_of(model, draws) if cfg.scale == "measured" else float(cfg.scale))
+    _train(work, model, draws, RowLoss(1.0, 0.0, draws.offset), cfg, len(target) + len(source), decoder=False)
+    described(work, model, {"backbone": meta["backbone"], "stride": meta["stride"], "classes": list(target.classes),
+                            "others": list(source.classes), "grid": grid, "size": cfg.augment.size})  # fmt: skip
+
+
+@stage(Weights, version=1)
+def joint(work: Work, target: TaggedSet, aux: OtherMasks, before: Weights, cfg: Draw) -> None:
+    """The same network with its decoder, taught the outlines of the other classes."""
+    torch.manual_seed(int(cfg.seed))
+    model = load(before)
+    source = aux.tagged.training()
+    draws = Alternating(
+        drawn_from(target.training(), cfg.augment, cfg.schedule.batch, int(cfg.seed)),
+        drawn_from(source, cfg.augment, cfg.schedule.batch, int(cfg.seed) + 1, aux.mask),
+        len(target.classes),
+    )
+    loss = RowLoss(cfg.tags, cfg.masks, draws.offset)
+    _train(work, model, draws, loss, cfg, len(target) + len(source), decoder=True)
+    described(work, model, {**before.meta, "size": cfg.augment.size})
+
+
+def _train(work: Work, model: TransferNet, draws: Alternating, loss: RowLoss, cfg: Attend | Draw, images: int, *,
+           decoder: bool) -> None:
+    rates = optimiser(cfg.schedule, [], model.learned(decoder=decoder))
+    with prefetched(draws) as batches:
+        learn(work, cfg, model, rates, batches, loss, images, draws.names)
+
+
+@torch.no_grad()
+def scale_of(model: TransferNet, draws: Alternating) -> float:
+    """1 over the mean quantile of the features of a few batches."""
+    model.eval()
+    found = []
+    for step in range(max(1, CALIBRATED // draws.target.batch)):
+        images = draws(step)["images"].float() / 255
+        found.append(np.quantile(model.encode(model.backbone.preprocess(images)).features.numpy(), BRIGHT))
+    return float(1 / max(float(np.mean(found)), 1e-6))
+
+
+def described(work: Work, model: TransferNet, meta: dict[str, Any]) -> None:
+    """Write a network and what is needed to build it again."""
+    write_weights(work, model.state_dict(), {**meta, "shape": asdict(model.shape)})
+
+
+def load(weights: Weights) -> TransferNet:
+    """The trained network, in eval mode."""
+    meta = weights.meta
+    grid: Size | None = (meta["grid"][0], meta["grid"][1]) if meta["grid"] else None
+    many = len(meta["classes"]) + len(meta["others"])
+    model = TransferNet(build(meta["backbone"], stride=meta["stride"]), many, Shape(**meta["shape"]), grid)
+    model.load_state_dict({n: t for n, t in weights.tensors().items() if not n.startswith("tagger.")})
+    return model.eval()

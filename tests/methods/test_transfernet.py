@@ -1,0 +1,129 @@
+"""Method `transfernet` from tags and other classes' masks to masks: planned as it runs, no target mask is opened."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import method_checks
+import tiny
+from tagseg import config
+from tagseg.artifacts import Weights
+from tagseg.localize import recognise
+from tagseg.methods import transfernet
+from tagseg.runs import run as runs
+from tagseg.runs.predict import load
+from tagseg.segment import predict_decoder, train_decoder
+from tagseg.store import Run, Step
+from tagseg.types import DataError, UsageError
+from tiny import SOURCE, TARGET, Tiny
+
+FIT = ["localize.classify.train", "segment.train_decoder.attention", "segment.train_decoder.joint",
+       "localize.classify.train", "segment.predict_decoder.finished", "segment.predict_decoder.maps",
+       "refine.threshold.fixed", "refine.class_crf.labels"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    return tiny.make(tmp_path_factory.mktemp("transfernet") / "run", "transfernet")
+
+
+def asked(out: Path, **more: Any) -> Any:
+    return tiny.request(out, **{"method": "transfernet", "data": TARGET, "aux": SOURCE, **more})
+
+
+def test_a_whole_run_leaves_numbers_masks_and_a_model(made: Tiny) -> None:
+    assert made.document["masks_read_by_fit"] == 0  # of the target: those of the other classes are counted apart
+    assert any("pixel masks of 24 images of other classes: crab, jay" in s for s in made.document["supervision"])
+    assert {"seed", "pseudo", "val", "val_post", "seed_val"} <= set(made.document["scores"])
+    assert made.document["classes"] == ["newt", "fox", "pig"]
+    assert len(list((made.out / "masks").rglob("*.png"))) == 12
+    names = [name for name, _ in made.document["gallery"][0]["panels"]]
+    assert names[2:4] == ["attention", "densified"]
+    photo = tiny.photos(made.out.parent / "photos", count=2) / "images" / "000.png"
+    assert load(made.out)(photo).pixels.shape == (48, 48)
+
+
+def test_the_plan_is_what_runs(made: Tiny, tmp_path: Path) -> None:
+    planned, _ = runs.plan(asked(tmp_path / "elsewhere"))
+    assert [s.stage for s in planned][: len(FIT)] == FIT
+    run = made.again()
+    transfernet.fit(run, made.prepared.inputs, made.prepared.cfg)
+    assert [(s.stage, s.key, s.state) for s in run.steps] == [(s.stage, s.key, "done") for s in planned[: len(FIT)]]
+
+
+def test_each_setting_changes_its_stages_and_what_follows(made: Tiny) -> None:
+    prepared = made.prepared
+
+    def plan(cfg: Any) -> list[Step]:
+        run = Run(Path("nowhere"), planning=True)
+        fit = transfernet.fit(run, prepared.inputs, cfg)
+        transfernet.predict(run, fit.model, prepared.inputs.tagged, cfg)
+        transfernet.predict(run, fit.model, prepared.inputs.tagged, replace(cfg, predict=cfg.post))
+        return run.steps
+
+    matters: dict[str, bool] = {}
+    for cfg in (prepared.cfg, config.replace(prepared.cfg, "encoder", "pretrained")):
+        for name, _, keyed in config.leaves(cfg):
+            changed, expected = method_checks.changed_stages(plan, cfg, name)
+            assert changed == expected or name == "encoder", name
+            assert keyed or not changed, name
+            matters[name] = matters.get(name, not keyed) or bool(changed)
+    assert [name for name, does in matters.items() if not does] == []
+    assert len(matters) > 80
+
+
+def test_transfernet_s7_14_without_other_masks_and_for_other_methods(made: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="found no --aux"):
+        runs.plan(asked(tmp_path / "a", aux=None))
+    with pytest.raises(UsageError, match="looks at no masks; leave it out"):
+        runs.plan(tiny.request(tmp_path / "b", aux=SOURCE))
+    with pytest.raises(UsageError, match="are among those that are asked for"):
+        runs.plan(asked(tmp_path / "c", aux=TARGET))
+    bare = tiny.photos(tmp_path / "photos", masks="none")
+    with pytest.raises(DataError, match=r"found no masks/ID.png"):
+        runs.plan(asked(tmp_path / "d", aux=str(bare)))
+
+
+def test_prediction_draws_what_the_tagger_sees(made: Tiny) -> None:
+    run, cfg = made.again(), made.prepared.cfg
+    assert made.prepared.val is not None
+    images = made.prepared.val.images.without_tags()
+    masks = transfernet.predict(run, made.fitted.model, images, cfg)
+    scores = recognise.scores(run, images, made.fitted.model, cfg.predict.recognise).read()
+    assert set(scores) == set(images.ids)
+    for sample in images.ids:
+        assert len(scores[sample]) == 3
+        assert all(0 <= share <= 1 for share in scores[sample])
+        seen = predict_decoder.told(np.array(scores[sample]), cfg.predict.maps.tag, True)
+        assert set(np.unique(masks.get(sample).pixels).tolist()) <= {0, *(np.flatnonzero(seen) + 1).tolist()}
+
+
+WITHOUT = {
+    "no group norm": ("attend.shape.norm=none",),
+    "no switches": ("attend.shape.up=bilinear",),
+    "shared switches": ("attend.shape.up=switch_shared",),
+    "no combining layer": ("attend.shape.combine_layer=false",),
+    "no masks": ("draw.masks=0",),
+    "no tags while it draws": ("draw.tags=0",),
+    "features as they are": ("attend.scale=1.0",),
+    "another initialisation": ("attend.shape.init=gaussian",),
+}
+
+
+@pytest.mark.parametrize("gone", WITHOUT)
+def test_without_a_mechanism_the_maps_are_others(made: Tiny, gone: str) -> None:
+    prepared = runs.plan(asked(made.out, sets=WITHOUT[gone]))[1]
+    run, inputs, cfg = made.again(), prepared.inputs, prepared.cfg
+    assert inputs.aux is not None
+    plan = Run(made.cache, planning=True)
+    transfernet.fit(plan, inputs, cfg)
+    start = Weights(plan.steps[0].key, plan.steps[0].path)
+    first = train_decoder.attention(run, inputs.tagged, inputs.aux.tagged, start, cfg.attend)
+    model = train_decoder.joint(run, inputs.tagged, inputs.aux, first, cfg.draw)
+    found = predict_decoder.maps(run, inputs.tagged, model, cfg.maps)
+    assert found.record["outputs"] != made.fitted.maps.record["outputs"]

@@ -1,0 +1,191 @@
+"""TransferNet's training: rows, targets, which gradients go where, and that nothing moves that must not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tagseg.data.generated import scenes
+from tagseg.data.images import mask_reads, other_mask_reads, reset_mask_reads
+from tagseg.data.loader import Augment
+from tagseg.data.other_masks import Joined, of_other_classes
+from tagseg.data.weights import Pretrained
+from tagseg.nets.attention_decoder import Shape, TransferNet, foreground_share
+from tagseg.nets.backbones import build
+from tagseg.segment import predict_decoder, train_decoder
+from tagseg.segment.predict_decoder import told
+from tagseg.segment.train_decoder import Alternating, Attend, Draw, Encoder, RowLoss, mask_losses, outlines
+from tagseg.store import Run
+from tagseg.training.schedule import Schedule
+from tagseg.types import UsageError
+
+TARGET = scenes("scenes:transfer?train=10&val=2&size=48&side=target", ("train",))
+SOURCE = scenes("scenes:transfer?train=10&val=2&size=48&side=source", ("train",))
+SHORT = Schedule(epochs=1.0, min_images=32, max_images=32, batch=8, optimiser="adamw", lr=1e-3, head_lr=1e-3,
+                 weight_decay=0.0)
+SMALL = Augment(size=48)
+AUTO: dict[str, Any] = {"seed": 0, "device": "cpu", "precision": "fp32"}
+CPU = {"size": 48, "device": "cpu"}
+
+
+def net(**shape: Any) -> TransferNet:
+    torch.manual_seed(0)
+    return TransferNet(build("small", stride=16), 8, Shape(width=16, **shape)).train()
+
+
+def batch(theirs: bool, n: int = 2) -> dict[str, Any]:
+    """Two images with two tags each: of target classes 0 and 1, or of source classes 3 and 4 with masks."""
+    rng = torch.Generator().manual_seed(3)
+    labels = torch.full((n, 48, 48), 255, dtype=torch.uint8)
+    tags = torch.zeros(n, 8, dtype=torch.bool)
+    tags[:, 3:5] = theirs
+    tags[:, :2] = not theirs
+    if theirs:
+        labels[:] = 0
+        labels[:, :20], labels[:, 30:] = 1, 2
+    return {"images": torch.randint(0, 256, (n, 3, 48, 48), dtype=torch.uint8, generator=rng), "tags": tags,
+            "labels": labels}
+
+
+def size_of(parameters: Any) -> float:
+    return sum(float(p.grad.abs().sum()) for p in parameters if p.grad is not None)
+
+
+def test_transfernet_s7_05_target_batches_teach_the_decoder_nothing() -> None:
+    model = net()
+    RowLoss(1.0, 2.0, 3).total(model, batch(theirs=False)).backward()
+    assert size_of(model.decoder.parameters()) == 0
+    assert size_of(model.attention.parameters()) > 0
+    assert all(p.grad is None for p in model.backbone.parameters())
+
+
+def test_transfernet_s7_05_masks_teach_attention_through_the_decoder() -> None:
+    model = net()
+    RowLoss(0.0, 2.0, 3).total(model, batch(theirs=True)).backward()
+    assert size_of(model.decoder.parameters()) > 0
+    assert size_of(model.attention.parameters()) > 0
+    assert size_of(model.classifier.parameters()) == 0
+    assert all(p.grad is None for p in model.backbone.parameters())
+
+
+def test_transfernet_s7_06_pixels_that_are_not_known_count_nowhere() -> None:
+    logits = torch.randn(2, 2, 6, 8, generator=torch.Generator().manual_seed(0))
+    targets = torch.randint(0, 2, (2, 6, 8), generator=torch.Generator().manual_seed(1))
+    wide = F.pad(targets, (0, 3), value=255)
+    torch.testing.assert_close(mask_losses(F.pad(logits, (0, 3)), wide), mask_losses(logits, targets))
+    nothing = mask_losses(logits.requires_grad_(), torch.full_like(targets, 255))
+    assert nothing.tolist() == [0, 0]
+    nothing.sum().backward()
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
+def test_transfernet_s7_07_targets_of_a_row() -> None:
+    labels = torch.tensor([[[0, 1, 2, 255]], [[0, 1, 2, 255]], [[255, 255, 255, 255]]], dtype=torch.uint8)
+    found = outlines(labels, torch.tensor([1, 2, 1]))
+    assert found.tolist() == [[[0, 1, 0, 255]], [[0, 0, 1, 255]], [[255, 255, 255, 255]]]
+
+
+def draws(**more: Any) -> Alternating:
+    aux = of_other_classes(SOURCE, TARGET.classes)
+    how = (Augment(size=48), 4, 0)
+    return Alternating(train_decoder.drawn_from(TARGET.without_masks(), *how),
+                       train_decoder.drawn_from(aux.tagged, *how, aux.mask), len(TARGET.classes))
+
+
+def test_batches_alternate_and_target_rows_know_no_pixel() -> None:
+    found = draws()
+    for step in range(4):
+        one = found(step)
+        theirs = step % 2 == 1
+        assert one["tags"].shape == (4, 8)
+        assert not one["tags"][:, 3:].any() if not theirs else not one["tags"][:, :3].any()
+        assert theirs or bool((one["labels"] == 255).all())
+        assert not theirs or bool((one["labels"] <= 5).any())
+        assert len(found.names(step)) == 4
+    assert torch.equal(found(2)["images"], draws()(2)["images"])
+
+
+def test_transfernet_s7_08_an_image_with_two_tags_gives_two_rows() -> None:
+    model, both = net(), batch(theirs=True)
+    loss = RowLoss(1.0, 2.0, 3)
+    assert loss.count(both) == 4
+    rows = []
+    for k in (3, 4):
+        single = {**both, "tags": both["tags"] & (torch.arange(8) == k)}
+        rows.append(loss.total(model, single))
+    torch.testing.assert_close(loss.total(model, both), rows[0] + rows[1])
+    empty = {**both, "tags": torch.zeros_like(both["tags"])}
+    assert loss.total(model, empty).item() == 0  # images without a tag have no row
+
+
+def test_transfernet_s7_12_the_share_of_foreground_and_what_is_drawn() -> None:
+    zero = torch.zeros(1, 2, 1, 1)
+    assert foreground_share(zero, 0.5).item() == pytest.approx(2 / 3)
+    assert foreground_share(zero, 1.0).item() == pytest.approx(0.5)
+    logits = torch.tensor([[[[0.3]], [[1.1]]]])
+    f, g = np.exp(1.1), np.exp(0.3)
+    assert foreground_share(logits, 0.5).item() == pytest.approx(f / (f + 0.5 * g))
+    assert told(np.array([0.7, 0.2, 0.61]), 0.6, True).tolist() == [True, False, True]
+    assert told(np.array([0.3, 0.5, 0.1]), 0.6, True).tolist() == [False, True, False]
+    assert told(np.array([0.3, 0.5, 0.1]), 0.6, False).tolist() == [False, False, False]
+
+
+def test_transfernet_s7_14_overlapping_classes_are_refused() -> None:
+    with pytest.raises(UsageError, match="the classes crab, jay are among those"):
+        of_other_classes(SOURCE, ("crab", "fox", "jay"))
+
+
+def test_both_sets_as_one() -> None:
+    both = Joined(TARGET.without_masks(), SOURCE.without_masks()).tagged
+    assert both.classes == (*TARGET.classes, *SOURCE.classes)
+    assert list(both.ids) == sorted(both.ids)
+    row = both.ids.index("target/train/000000")
+    assert both.tags[row, :3].tolist() == TARGET.tagged.tags_of("train/000000").tolist()
+    assert not both.tags[row, 3:].any()
+    assert np.array_equal(both.source.read("source/train/000001"), SOURCE.tagged.source.read("train/000001"))
+    assert both.source.size("source/train/000001") == SOURCE.tagged.source.size("train/000001")
+
+
+def test_masks_of_other_classes_are_counted_apart() -> None:
+    reset_mask_reads()
+    of_other_classes(SOURCE, TARGET.classes).mask("train/000000")
+    assert (len(mask_reads()), other_mask_reads()) == (0, 1)
+    SOURCE.mask("train/000000")
+    assert (len(mask_reads()), other_mask_reads()) == (1, 1)
+    reset_mask_reads()
+    assert other_mask_reads() == 0
+
+
+@pytest.mark.parametrize("form", ["conv", "fc", "fc_pooled"])
+def test_from_tags_and_other_masks_to_maps(tmp_path: Path, form: Any) -> None:
+    run, target, aux = Run(tmp_path), TARGET.without_masks(), of_other_classes(SOURCE, TARGET.classes)
+    random = Pretrained("small", "random start", "random", {})
+    encoder = train_decoder.pretrained(run, random, Encoder("small", 16))
+    cfg = Attend(Shape(attention=form, width=16), augment=SMALL, schedule=SHORT, **AUTO)
+    first = train_decoder.attention(run, target, aux.tagged, encoder, cfg)
+    whole = train_decoder.joint(run, target, aux, first, Draw(augment=SMALL, schedule=SHORT, **AUTO))
+    before, between, after = encoder.tensors(), first.tensors(), whole.tensors()
+    for name, tensor in before.items():  # the encoder is the same bytes after both phases
+        if name.endswith("num_batches_tracked"):  # of a batch norm that could still move
+            continue
+        assert torch.equal(tensor, between[name])
+        assert torch.equal(tensor, after[name])
+    decoder = [name for name in after if name.startswith("decoder.")]
+    assert any(not torch.equal(between[n], after[n]) for n in decoder)
+    assert float(after["scale"]) > 0
+    plain = train_decoder.attention(run, target, aux.tagged, encoder, replace(cfg, scale=0.5))
+    assert float(plain.tensors()["scale"]) == 0.5
+    found = {part: predict_decoder.maps(run, target, whole, predict_decoder.Looked(part=part, **CPU))  # type: ignore[arg-type]
+             for part in ("drawn", "dense", "attention")}
+    for sample in target.ids:
+        for part, maps in found.items():
+            one = maps.get(sample)
+            assert one.classes.tolist() == (np.flatnonzero(target.tags_of(sample)) + 1).tolist()
+            assert part == "drawn" or not len(one.classes) or one.scores.max() == 1
