@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from tagseg import config
-from tagseg.store import Step
+from tagseg.store import Run, Step
 
 
 def changed_stages(
@@ -29,6 +31,36 @@ def changed_stages(
         if own or {after[e].key for e in expected} & set(step.inputs):
             expected.add(n)
     return changed, expected
+
+
+def settings_matter(
+    method: ModuleType, inputs: Any, cfgs: Iterable[Any], least: int, *, own: Collection[str] = (),
+    values: Mapping[str, Any] | None = None, refused: Callable[[Any, str], bool] = lambda cfg, name: False,
+) -> None:  # fmt: skip
+    """Each setting changes the stages that record it and what follows, no other, and in some of `cfgs` it does so.
+
+    `own`: settings of the page itself, which change which stages there are; `values` to set where the next one will not
+    do; `refused`: settings that a config leaves no choice of. At least so many settings there must be.
+    """
+
+    def plan(cfg: Any) -> list[Step]:
+        run = Run(Path("nowhere"), planning=True)
+        fit = method.fit(run, inputs, cfg)
+        method.predict(run, fit.model, inputs.tagged, cfg)
+        method.predict(run, fit.model, inputs.tagged, dataclasses.replace(cfg, predict=cfg.post))
+        return run.steps
+
+    matters: dict[str, bool] = {}
+    for cfg in cfgs:
+        for name, _, keyed in config.leaves(cfg):
+            if refused(cfg, name):
+                continue
+            changed, expected = changed_stages(plan, cfg, name, (values or {}).get(name))
+            assert changed == expected or name in own, name  # a stage that falls away is not in the new plan
+            assert keyed or not changed, name
+            matters[name] = matters.get(name, not keyed) or bool(changed)
+    assert [name for name, does in matters.items() if not does] == []
+    assert len(matters) > least
 
 
 def all_changes(

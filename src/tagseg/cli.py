@@ -73,6 +73,8 @@ def parser() -> argparse.ArgumentParser:
     options.doctor(_command(commands, "doctor", doctor, "ten-second self-test of this machine", "tagseg doctor"))
     options.asked(_command(commands, "plan", plan, "the stages of a run and which are done", "tagseg plan cam photos"))
     options.asked(_command(commands, "run", run, "learn masks from tags", "tagseg run cam photos --out runs/first"))
+    taught = "tagseg adapt runs/first new --out runs/second"
+    options.adapt(_command(commands, "adapt", run, "teach a run of transfernet other classes by their tags", taught))
     new = "tagseg predict runs/first new --out masks"
     options.predict(_command(commands, "predict", predict, "masks of new images", new))
     options.refine(_command(commands, "refine", refine, "sharper masks from maps made elsewhere", _REFINE_EXAMPLE))
@@ -139,6 +141,7 @@ def _request(args: argparse.Namespace) -> Any:
         picks=args.picks,
         aux=args.aux,
         aux_splits=args.aux_splits,
+        adapt=getattr(args, "adapt", None),
         command=f"tagseg {shlex.join(_portable(args.words))}",
         saliency=args.saliency,
         saliency_from=args.saliency_from,

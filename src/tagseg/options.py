@@ -20,9 +20,12 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(part for part in text.split(",") if part)
 
 
-def asked(command: argparse.ArgumentParser) -> None:
-    """What `run` and `plan` take."""
-    command.add_argument("method", metavar="METHOD", help="cam, dfs, esol, mcof, priors or transfernet")
+def asked(command: argparse.ArgumentParser, method: str | None = None) -> None:
+    """What `run` and `plan` take; a `method` that is named is not asked for."""
+    if method is not None:
+        command.set_defaults(method=method)
+    else:
+        _method(command)
     command.add_argument(
         "data", metavar="DATA", help="a folder of images with tags.csv, one folder a class, or scenes:NAME"
     )
@@ -71,6 +74,16 @@ def asked(command: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="where finished stages are kept (TAGSEG_CACHE; default: beside the run)",
     )
+
+
+def _method(command: argparse.ArgumentParser) -> None:
+    command.add_argument("method", metavar="METHOD", help="cam, dfs, esol, mcof, priors or transfernet")
+
+
+def adapt(command: argparse.ArgumentParser) -> None:
+    """What `adapt` takes: as `run`, after the run whose decoder is used."""
+    command.add_argument("adapt", type=Path, metavar="RUN", help="a finished run of transfernet")
+    asked(command, method="transfernet")
 
 
 def files(command: argparse.ArgumentParser) -> None:

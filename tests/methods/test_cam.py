@@ -57,23 +57,8 @@ def test_a_second_run_does_nothing(trained: Tiny) -> None:
 
 
 def test_each_setting_changes_its_stages_and_what_follows(trained: Tiny) -> None:
-    prepared, method = trained.prepared, trained.prepared.method
-
-    def plan(cfg: Any) -> list[Step]:
-        run = Run(Path("nowhere"), planning=True)
-        fit = method.fit(run, prepared.inputs, cfg)
-        method.predict(run, fit.model, prepared.inputs.tagged, cfg)
-        method.predict(run, fit.model, prepared.inputs.tagged, replace(cfg, predict=cfg.post))
-        return run.steps
-
-    matters: dict[str, bool] = {}
-    for refine in ("crf", "affinity"):  # each reads settings that the other does not
-        for name, keyed, changed, expected in method_checks.all_changes(plan, replace(prepared.cfg, refine=refine)):
-            assert changed == expected, name
-            assert keyed or not changed, name
-            matters[name] = matters.get(name, not keyed) or bool(changed)
-    assert [name for name, does in matters.items() if not does] == []
-    assert len(matters) > 100
+    cfgs = [replace(trained.prepared.cfg, refine=kind) for kind in ("crf", "affinity")]  # each reads others
+    method_checks.settings_matter(trained.prepared.method, trained.prepared.inputs, cfgs, 100)
 
 
 @pytest.mark.parametrize(("setting", "stages"), [

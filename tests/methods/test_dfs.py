@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +18,6 @@ from tagseg.localize import deconv_stack, stack_maps, stack_net
 from tagseg.methods import dfs
 from tagseg.runs import run as runs
 from tagseg.runs.predict import load
-from tagseg.store import Run, Step
 from tiny import Tiny
 
 FIT = ["localize.classify.train", "localize.deconv_stack.heads", "localize.deconv_stack.joint",
@@ -50,26 +48,9 @@ def test_the_plan_is_what_runs(made: Tiny, tmp_path: Path) -> None:
 
 
 def test_each_setting_changes_its_stages_and_what_follows(made: Tiny) -> None:
-    prepared = made.prepared
-
-    def plan(cfg: Any) -> list[Step]:
-        run = Run(Path("nowhere"), planning=True)
-        fit = dfs.fit(run, prepared.inputs, cfg)
-        dfs.predict(run, fit.model, prepared.inputs.tagged, cfg)
-        dfs.predict(run, fit.model, prepared.inputs.tagged, replace(cfg, predict=cfg.post))
-        return run.steps
-
-    matters: dict[str, bool] = {}
-    edges = config.replace(prepared.cfg, "predict.edges", True)
-    for cfg in (edges, replace(edges, edges=False)):
-        for name, _, keyed in config.leaves(cfg):
-            changed, expected = method_checks.changed_stages(plan, cfg, name)
-            switch = name in ("joint_stage", "edges", "predict.edges", "post.edges")
-            assert changed == expected or switch, name  # a stage that falls away is not in the new plan
-            assert keyed or not changed, name
-            matters[name] = matters.get(name, not keyed) or bool(changed)
-    assert [name for name, does in matters.items() if not does] == []
-    assert len(matters) > 100
+    edges = config.replace(made.prepared.cfg, "predict.edges", True)
+    method_checks.settings_matter(dfs, made.prepared.inputs, (edges, replace(edges, edges=False)), 100,
+                                  own=("joint_stage", "edges", "predict.edges", "post.edges"))
 
 
 def test_prediction_paints_the_classes_that_it_sees(made: Tiny) -> None:

@@ -10,11 +10,10 @@ import pytest
 
 import method_checks
 import tiny
-from tagseg import config
 from tagseg.methods import esol
 from tagseg.runs import run as runs
 from tagseg.runs.predict import load
-from tagseg.store import Artifact, Run, Step
+from tagseg.store import Artifact
 from tagseg.types import UsageError
 from tiny import Tiny
 
@@ -49,29 +48,15 @@ def test_the_plan_is_what_runs(made: Tiny, tmp_path: Path) -> None:
 
 
 def test_each_setting_changes_its_stages_and_what_follows(made: Tiny) -> None:
-    prepared = made.prepared
+    def refused(cfg: Any, name: str) -> bool:
+        return cfg.mode == "joint" and name in ("expand.area", "expand.head", "expand.schedule.weight_decay")
 
-    def plan(cfg: Any) -> list[Step]:
-        run = Run(Path("nowhere"), planning=True)
-        fit = esol.fit(run, prepared.inputs, cfg)
-        esol.predict(run, fit.model, prepared.inputs.tagged, cfg)
-        esol.predict(run, fit.model, prepared.inputs.tagged, replace(cfg, predict=cfg.post))
-        return run.steps
-
-    matters: dict[str, bool] = {}
-    for variant in ({"refine": "crf"}, {"refine": "affinity"}, {"mode": "joint"}, {"fuse_maps": "max"}):
-        others = {"expand.ceiling": 0.5, "expand.area": 0.5, "second.width": 24, "expand.clip.quantile": 0.5,
-                  "expand.clip.beta": 0.25}
-        cfg = replace(prepared.cfg, **variant)
-        for name, _, keyed in config.leaves(cfg):
-            if "mode" in variant and name in ("expand.area", "expand.head", "expand.schedule.weight_decay"):
-                continue  # refused in joint mode
-            changed, expected = method_checks.changed_stages(plan, cfg, name, others.get(name))
-            assert changed == expected or name in variant, name  # a stage that falls away is not in the new plan
-            assert keyed or not changed, name
-            matters[name] = matters.get(name, not keyed) or bool(changed)
-    assert [name for name, does in matters.items() if not does] == []
-    assert len(matters) > 120
+    variants = ({"refine": "crf"}, {"refine": "affinity"}, {"mode": "joint"}, {"fuse_maps": "max"})
+    others = {"expand.ceiling": 0.5, "expand.area": 0.5, "second.width": 24, "expand.clip.quantile": 0.5,
+              "expand.clip.beta": 0.25}
+    cfgs = [replace(made.prepared.cfg, **variant) for variant in variants]
+    method_checks.settings_matter(esol, made.prepared.inputs, cfgs, 120, own=("refine", "mode", "fuse_maps"),
+                                  values=others, refused=refused)
 
 
 WITHOUT = {

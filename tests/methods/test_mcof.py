@@ -185,27 +185,9 @@ def test_mcof_s7_05_votes_of_restricted_masks_stay_within_the_tags(made: Tiny) -
 
 
 def test_each_setting_changes_its_stages_and_what_follows(made: Tiny) -> None:
-    inputs = made.prepared.inputs
-
-    def plan(cfg: Any) -> list[Step]:
-        run = Run(Path("nowhere"), planning=True)
-        fit = mcof.fit(run, inputs, cfg)
-        mcof.predict(run, fit.model, inputs.tagged, cfg)
-        mcof.predict(run, fit.model, inputs.tagged, replace(cfg, predict=cfg.post))
-        return run.steps
-
-    matters: dict[str, bool] = {}
-    for previous in ("imagenet", "previous"):
-        cfg = replace(made.prepared.cfg, region_init=previous, pixel_init=previous)
-        for name, keyed, changed, expected in method_checks.all_changes(plan, cfg, CHANGES):
-            if name in ("rounds", "saliency_rounds", "region_init", "pixel_init"):
-                assert changed  # these are the page's own: no stage records them
-            else:
-                assert changed == expected, name
-                assert keyed or not changed, name
-            matters[name] = matters.get(name, not keyed) or bool(changed)
-    assert [name for name, does in matters.items() if not does] == []
-    assert len(matters) > 100
+    cfgs = [replace(made.prepared.cfg, region_init=start, pixel_init=start) for start in ("imagenet", "previous")]
+    own = ("rounds", "saliency_rounds", "region_init", "pixel_init")
+    method_checks.settings_matter(mcof, made.prepared.inputs, cfgs, 100, own=own, values=CHANGES)
 
 
 @pytest.mark.parametrize("changes", [

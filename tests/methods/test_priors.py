@@ -16,7 +16,7 @@ from tagseg.data.picks import Picks, write_picks
 from tagseg.methods import priors
 from tagseg.runs import run as runs
 from tagseg.runs.predict import load
-from tagseg.store import Run, Step
+from tagseg.store import Step
 from tagseg.types import DataError, UsageError
 from tiny import Tiny
 
@@ -49,24 +49,8 @@ def test_the_plan_is_what_runs(made: Tiny, tmp_path: Path) -> None:
 
 
 def test_each_setting_changes_its_stages_and_what_follows(made: Tiny) -> None:
-    prepared = made.prepared
-
-    def plan(cfg: Any) -> list[Step]:
-        run = Run(Path("nowhere"), planning=True)
-        fit = priors.fit(run, prepared.inputs, cfg)
-        priors.predict(run, fit.model, prepared.inputs.tagged, cfg)
-        priors.predict(run, fit.model, prepared.inputs.tagged, replace(cfg, predict=cfg.post))
-        return run.steps
-
-    matters: dict[str, bool] = {}
-    for cfg in (prepared.cfg, config.replace(prepared.cfg, "prior.region", 0.5)):
-        for name, _, keyed in config.leaves(cfg):
-            changed, expected = method_checks.changed_stages(plan, cfg, name)
-            assert changed == expected or name in ("masks", "prior.region"), name  # these change which stages there are
-            assert keyed or not changed, name
-            matters[name] = matters.get(name, not keyed) or bool(changed)
-    assert [name for name, does in matters.items() if not does] == []
-    assert len(matters) > 80
+    cfgs = (made.prepared.cfg, config.replace(made.prepared.cfg, "prior.region", 0.5))
+    method_checks.settings_matter(priors, made.prepared.inputs, cfgs, 80, own=("masks", "prior.region"))
 
 
 def plan_of(made: Tiny, tmp_path: Path, **more: Any) -> list[Step]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import method_checks
 import tiny
@@ -18,7 +18,7 @@ from tagseg.methods import transfernet
 from tagseg.runs import run as runs
 from tagseg.runs.predict import load
 from tagseg.segment import predict_decoder, train_decoder
-from tagseg.store import Run, Step
+from tagseg.store import Run, verify
 from tagseg.types import DataError, UsageError
 from tiny import SOURCE, TARGET, Tiny
 
@@ -57,24 +57,8 @@ def test_the_plan_is_what_runs(made: Tiny, tmp_path: Path) -> None:
 
 
 def test_each_setting_changes_its_stages_and_what_follows(made: Tiny) -> None:
-    prepared = made.prepared
-
-    def plan(cfg: Any) -> list[Step]:
-        run = Run(Path("nowhere"), planning=True)
-        fit = transfernet.fit(run, prepared.inputs, cfg)
-        transfernet.predict(run, fit.model, prepared.inputs.tagged, cfg)
-        transfernet.predict(run, fit.model, prepared.inputs.tagged, replace(cfg, predict=cfg.post))
-        return run.steps
-
-    matters: dict[str, bool] = {}
-    for cfg in (prepared.cfg, config.replace(prepared.cfg, "encoder", "pretrained")):
-        for name, _, keyed in config.leaves(cfg):
-            changed, expected = method_checks.changed_stages(plan, cfg, name)
-            assert changed == expected or name == "encoder", name
-            assert keyed or not changed, name
-            matters[name] = matters.get(name, not keyed) or bool(changed)
-    assert [name for name, does in matters.items() if not does] == []
-    assert len(matters) > 80
+    cfgs = (made.prepared.cfg, config.replace(made.prepared.cfg, "encoder", "pretrained"))
+    method_checks.settings_matter(transfernet, made.prepared.inputs, cfgs, 80, own=("encoder",))
 
 
 def test_transfernet_s7_14_without_other_masks_and_for_other_methods(made: Tiny, tmp_path: Path) -> None:
@@ -101,6 +85,38 @@ def test_prediction_draws_what_the_tagger_sees(made: Tiny) -> None:
         assert all(0 <= share <= 1 for share in scores[sample])
         seen = predict_decoder.told(np.array(scores[sample]), cfg.predict.maps.tag, True)
         assert set(np.unique(masks.get(sample).pixels).tolist()) <= {0, *(np.flatnonzero(seen) + 1).tolist()}
+
+
+THIN = "scenes:thin?train=24&val=12&size=48"
+
+
+def test_an_adapted_run_draws_other_classes_with_the_same_decoder(made: Tiny, tmp_path: Path) -> None:
+    request = asked(tmp_path / "thin", data=THIN, aux=None, adapt=made.out, cache=made.cache)
+    document = runs.run(request)
+    assert document["masks_read_by_fit"] == 0
+    assert any("a decoder taught by pixel masks of other classes: crab" in line for line in document["supervision"])
+    ran = [s["stage"] for s in document["lineage"] if s["part"] == "fit"]
+    assert ran[:2] == ["segment.train_decoder.adapted", "localize.classify.train"]
+    before, after = (Weights(verify(p / "weights")["key"], p / "weights").tensors() for p in (made.out, request.out))
+    for name, tensor in after.items():
+        if name.startswith(("backbone.", "decoder.")) or name == "scale":
+            assert torch.equal(tensor, before[name]), name  # only attention has learned
+    assert not torch.equal(after["attention.look.weight"], before["attention.look.weight"])
+    assert len(list((request.out / "masks").rglob("*.png"))) == 12
+    again = asked(tmp_path / "x", data="scenes:basic?train=24&val=12&size=48", aux=None, adapt=request.out)
+    with pytest.raises(UsageError, match="the decoder has learned from masks of crab"):
+        runs.plan(again)  # what it has seen travels through an adaptation
+
+
+def test_what_cannot_be_adapted_says_so(made: Tiny, trained: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="expected one of transfernet"):
+        runs.plan(tiny.request(tmp_path / "a", adapt=made.out))
+    with pytest.raises(UsageError, match="holds no model of transfernet"):
+        runs.plan(asked(tmp_path / "b", data=THIN, aux=None, adapt=trained.out))
+    with pytest.raises(UsageError, match="holds no trained model"):
+        runs.plan(asked(tmp_path / "c", data=THIN, aux=None, adapt=tmp_path / "nowhere"))
+    with pytest.raises(DataError, match="expected two or more"):
+        runs.run(asked(tmp_path / "d", data="scenes:lesions?train=24&val=12&size=48", aux=None, adapt=made.out))
 
 
 WITHOUT = {

@@ -31,7 +31,8 @@ Step = MapSet | LabelSet | Scores
 @dataclass(frozen=True)
 class Inputs:
     """`tagged`: the training images; `pretrained`: the backbone's weights; `aux`: masks of *other* classes; `saliency`:
-    maps of the training images that were made elsewhere; `picks`: the masks that a person picked among candidates.
+    maps of the training images that were made elsewhere; `picks`: the masks that a person picked among candidates;
+    `trained`: the model of an earlier run, which is adapted to other classes.
     """
 
     tagged: TaggedSet
@@ -39,6 +40,7 @@ class Inputs:
     aux: OtherMasks | None = None
     saliency: SaliencyFolder | None = None
     picks: Picks | None = None
+    trained: Weights | None = None
 
 
 class Refined(NamedTuple):

@@ -16,7 +16,7 @@ from tagseg.segment import predict_decoder, train_decoder
 from tagseg.store import Run
 from tagseg.types import UsageError
 
-NEEDS_AUX = True
+NEEDS_AUX = ADAPTS = True
 
 
 def sourced() -> Crf:
@@ -58,6 +58,8 @@ class Config:
 def fit(run: Run, inputs: Inputs, cfg: Config) -> Fitted:
     """Learn where each class lies from tags, learn what an outline is from other classes' masks, put both together."""
     target, aux = inputs.tagged, inputs.aux
+    if inputs.trained is not None:  # an earlier run's decoder draws other classes: attention alone learns
+        return finished(run, inputs, train_decoder.adapted(run, target, inputs.trained, cfg.attend), cfg)
     if aux is None:
         raise UsageError("transfernet: found no --aux, expected the folder of images with masks of other classes; "
                          "without any mask use cam, esol, mcof, priors or dfs")
@@ -66,7 +68,12 @@ def fit(run: Run, inputs: Inputs, cfg: Config) -> Fitted:
     else:
         encoder = classify.train(run, Joined(target, aux.tagged).tagged, inputs.pretrained, cfg.classifier)
     attending = train_decoder.attention(run, target, aux.tagged, encoder, cfg.attend)  # Eq. 1-9
-    drawing = train_decoder.joint(run, target, aux, attending, cfg.draw)  # Eq. 10-13
+    return finished(run, inputs, train_decoder.joint(run, target, aux, attending, cfg.draw), cfg)  # Eq. 10-13
+
+
+def finished(run: Run, inputs: Inputs, drawing: Weights, cfg: Config) -> Fitted:
+    """The network with a tagger, and what it draws of the training images."""
+    target = inputs.tagged
     tagger = classify.train(run, target, inputs.pretrained, cfg.tagger)
     model = predict_decoder.finished(run, target, drawing, tagger, predict_decoder.Finish())
     found = predict_decoder.maps(run, target, model, cfg.maps)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from types import ModuleType
 
+from tagseg.artifacts import Weights
 from tagseg.data.folder import open_set
 from tagseg.data.index import TaggedSet
 from tagseg.data.other_masks import OtherMasks, of_other_classes
 from tagseg.data.picks import Picks, read_picks
 from tagseg.data.saliency_folder import SaliencyFolder, open_saliency
 from tagseg.runs.request import Request
+from tagseg.store import RECORD, verify
 from tagseg.types import DataError, UsageError
 
 
@@ -29,6 +31,8 @@ def given_saliency(request: Request, method: ModuleType) -> SaliencyFolder | Non
 def given_aux(request: Request, method: ModuleType, tagged: TaggedSet) -> OtherMasks | None:
     """The masks of other classes, which some methods cannot do without and the others do not look at."""
     needs = getattr(method, "NEEDS_AUX", False)
+    if request.adapt is not None:
+        return None  # what its masks were of is in the model
     if request.aux is None:
         if needs:
             raise UsageError(f"method {request.method!r} learns outlines from masks of other classes: found no --aux, "
@@ -41,6 +45,27 @@ def given_aux(request: Request, method: ModuleType, tagged: TaggedSet) -> OtherM
     if found is None:
         raise DataError(f"--aux {request.aux}: found no masks/ID.png for its images, expected masks of other classes")
     return of_other_classes(found, tagged.classes)
+
+
+def given_model(request: Request, method: ModuleType, tagged: TaggedSet) -> Weights | None:
+    """The model that is adapted to a set's classes. Errors: `UsageError` where its decoder has seen masks of one."""
+    if request.adapt is None:
+        return None
+    if not getattr(method, "ADAPTS", False):
+        raise UsageError(f"adapt: a run of {request.method!r} has no decoder that could draw other classes; expected "
+                         "one of transfernet")
+    place = request.adapt / "weights"
+    if not (place / RECORD).is_file():
+        raise UsageError(f"{request.adapt}: holds no trained model (weights/{RECORD}); give the --out folder of a "
+                         "finished `tagseg run transfernet`")
+    model = Weights(verify(place)["key"], place)
+    masked = model.meta.get("masked")
+    if masked is None:
+        raise UsageError(f"{request.adapt}: holds no model of transfernet; expected a run of this method")
+    if shared := [name for name in tagged.classes if name in masked]:
+        raise UsageError(f"adapt: the decoder has learned from masks of {', '.join(shared)}; expected classes that it "
+                         f"has not seen (it has seen {', '.join(masked)})")
+    return model
 
 
 def given_picks(request: Request, method: ModuleType, tagged: TaggedSet) -> tuple[Picks | None, list[str]]:

@@ -15,6 +15,7 @@ class Request:
     `k_masks`: so many training masks choose the threshold of the `k` point; they are left out of its scores.
     `saliency`: a folder of maps made elsewhere; `saliency_from`: what made them, and from what that had learned.
     `picks`: a file that `tagseg pick` wrote. `aux`: a folder of images with masks of other classes, and its splits.
+    `adapt`: a finished run whose model is taught other classes.
     """
 
     method: str
@@ -40,3 +41,4 @@ class Request:
     picks: Path | None = None
     aux: str | None = None
     aux_splits: tuple[str, ...] = ()
+    adapt: Path | None = None

@@ -20,7 +20,7 @@ from tagseg.data.saliency_folder import check_maps
 from tagseg.data.weights import Pretrained, find
 from tagseg.disk import write_atomic
 from tagseg.methods.protocol import Inputs
-from tagseg.runs.given import given_aux, given_picks, given_saliency
+from tagseg.runs.given import given_aux, given_model, given_picks, given_saliency
 from tagseg.runs.request import Request
 from tagseg.training.schedule import recipe_values
 from tagseg.types import DataError, EnvironmentFault, UsageError
@@ -91,7 +91,8 @@ def prepare(request: Request) -> Prepared:
         check_maps(given, tagged.images(), request.workers)
     picks, passed = given_picks(request, method, tagged)
     aux = given_aux(request, method, tagged)
-    inputs = Inputs(tagged, find(request.weights, expected=backbone), aux, given, picks)
+    trained = given_model(request, method, tagged)
+    inputs = Inputs(tagged, find(request.weights, expected=backbone), aux, given, picks, trained)
     warnings = (
         *opened.warnings,
         *(val.warnings if val else ()),
@@ -311,6 +312,9 @@ def ledger(prepared: Prepared) -> list[str]:
     if prepared.inputs.aux is not None:
         aux = prepared.inputs.aux
         lines.append(f"pixel masks of {len(aux.tagged)} images of other classes: {', '.join(aux.classes)}")
+    if prepared.inputs.trained is not None:
+        masked = prepared.inputs.trained.meta["masked"]
+        lines.append(f"a decoder taught by pixel masks of other classes: {', '.join(masked)}")
     if prepared.inputs.saliency is not None:
         lines.append(f"saliency maps from elsewhere: {prepared.inputs.saliency.origin}")
     picks = prepared.inputs.picks

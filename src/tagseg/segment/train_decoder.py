@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -202,7 +203,8 @@ def attention(work: Work, target: TaggedSet, source: TaggedSet, encoder: Weights
     model.scale.fill_(scale_of(model, draws) if cfg.scale == "measured" else float(cfg.scale))
     _train(work, model, draws, RowLoss(1.0, 0.0, draws.offset), cfg, len(target) + len(source), decoder=False)
     described(work, model, {"backbone": meta["backbone"], "stride": meta["stride"], "classes": list(target.classes),
-                            "others": list(source.classes), "grid": grid, "size": cfg.augment.size})  # fmt: skip
+                            "others": list(source.classes), "masked": [], "grid": grid,
+                            "size": cfg.augment.size})  # fmt: skip
 
 
 @stage(Weights, version=1)
@@ -218,7 +220,34 @@ def joint(work: Work, target: TaggedSet, aux: OtherMasks, before: Weights, cfg: 
     )
     loss = RowLoss(cfg.tags, cfg.masks, draws.offset)
     _train(work, model, draws, loss, cfg, len(target) + len(source), decoder=True)
-    described(work, model, {**before.meta, "size": cfg.augment.size})
+    described(work, model, {**before.meta, "masked": list(aux.classes), "size": cfg.augment.size})
+
+
+@stage(Weights, version=1)
+def adapted(work: Work, target: TaggedSet, before: Weights, cfg: Attend) -> None:
+    """The same network for other classes: what names a class and tells classes apart is learned anew, attention goes on
+    learning, encoder and decoder stay as they are. `cfg.shape` and `cfg.scale` are those of `before`.
+    """
+    if len(target.classes) < 2:
+        raise DataError(f"{target.name}: found one class, {target.classes[0]!r}; expected two or more: attention "
+                        "learns by telling classes apart")
+    torch.manual_seed(int(cfg.seed))
+    meta = {**before.meta, "classes": list(target.classes), "others": [], "size": cfg.augment.size}
+    model = built(meta)
+    anew = ("attention.name.", "classifier.layers.2.")
+    kept = {n: t for n, t in before.tensors().items() if not n.startswith(("tagger.", *anew))}
+    model.load_state_dict({**model.state_dict(), **kept})
+    draws = drawn_from(target.training(), cfg.augment, cfg.schedule.batch, int(cfg.seed))
+    rates = optimiser(cfg.schedule, [], model.learned(decoder=False))
+
+
+    def batch(step: int) -> Batch:
+        one = draws(step)
+        return {**one, "labels": torch.full_like(one["images"][:, 0], IGNORE)}
+
+    with prefetched(batch) as batches:
+        learn(work, cfg, model, rates, batches, RowLoss(1.0, 0.0, len(target.classes)), len(target), draws.names)
+    described(work, model, {n: meta[n] for n in ("backbone", "stride", "classes", "others", "masked", "grid", "size")})
 
 
 def _train(work: Work, model: TransferNet, draws: Alternating, loss: RowLoss, cfg: Attend | Draw, images: int, *,
@@ -246,9 +275,13 @@ def described(work: Work, model: TransferNet, meta: dict[str, Any]) -> None:
 
 def load(weights: Weights) -> TransferNet:
     """The trained network, in eval mode."""
-    meta = weights.meta
-    grid: Size | None = (meta["grid"][0], meta["grid"][1]) if meta["grid"] else None
-    many = len(meta["classes"]) + len(meta["others"])
-    model = TransferNet(build(meta["backbone"], stride=meta["stride"]), many, Shape(**meta["shape"]), grid)
+    model = built(weights.meta)
     model.load_state_dict({n: t for n, t in weights.tensors().items() if not n.startswith("tagger.")})
     return model.eval()
+
+
+def built(meta: Mapping[str, Any]) -> TransferNet:
+    """A network as `described` it, with random weights."""
+    grid: Size | None = (meta["grid"][0], meta["grid"][1]) if meta["grid"] else None
+    many = len(meta["classes"]) + len(meta["others"])
+    return TransferNet(build(meta["backbone"], stride=meta["stride"]), many, Shape(**meta["shape"]), grid)
