@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from devtools import Browser
 from PIL import Image
 
 import tiny
+from devtools import Browser
 from tagseg.data.picks import read_picks
 from tagseg.methods import priors
 from tagseg.runs import run as runs
