@@ -299,6 +299,7 @@ def main() -> None:
     words.add_argument("--seeds", default="0,1,2")
     words.add_argument("--only", default="", help="arms, separated by commas; no rows")
     words.add_argument("--maps", action="store_true", help="no training")
+    words.add_argument("--gates", action="store_true", help="the toys' gates alone, without rows")
     words.add_argument("--cache", type=Path, default=None)
     given = words.parse_args()
     at, rows = commit(), on_toys()
@@ -321,7 +322,7 @@ def main() -> None:
                      for row in trained(preset, int(seed), cache, weights, given.only, at)]  # fmt: skip
     faults = gates(rows)
     print("\n".join(faults) or "ok")
-    if at and not at.endswith("+dirty") and not given.only:
+    if at and not at.endswith("+dirty") and not (given.only or given.gates):
         with open(RESULTS / "priors_scenes.jsonl", "a") as file:
             file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
     raise SystemExit(1 if faults else 0)

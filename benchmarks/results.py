@@ -166,6 +166,17 @@ def variants(found: list[dict[str, Any]], first: str) -> str:
     return "\n\n".join(tables)
 
 
+def priors(found: list[dict[str, Any]]) -> str:
+    """Maps of objects that look at no tag, a row for each set and map; the last measurement counts."""
+    last = {(row["scene"], row.get("net", ""), row["prior"]): row for row in found}
+    lines = ["| set | network | map | best F | IoU at .5 | boundary F | images | commit |", "|" + "---|" * 8]
+    for (scene, net, name), row in last.items():
+        best = f"{row['f']:.3f}" if "f" in row else "-"
+        lines.append(f"| {scene} | {net or '-'} | {name} | {best} | {row['iou']:.3f} | {row['boundary_f']:.3f} | "
+                     f"{row['images']} | {row['commit']} |")
+    return "\n".join(lines)
+
+
 def _apart(values: list[float]) -> str:
     """Mean difference and half of its 95 % t-interval."""
     if not values:
@@ -277,6 +288,7 @@ def main(words: list[str]) -> None:
     fill(RESULTS.parent / "papers" / "esol.md", settings(rows("setting")), "esol")
     fill(RESULTS.parent / "papers" / "mcof.md", arms(rows("arm")), "arms")
     fill(RESULTS.parent / "papers" / "dfs.md", variants(rows("variant"), "dfs"), "dfs")
+    fill(RESULTS.parent / "papers" / "priors.md", priors(rows("prior")), "priors")
     fill(RESULTS.parent / "papers" / "mcof.md", posteriors(rows("kind")), "bayes")
     print(markdown(found))
 
