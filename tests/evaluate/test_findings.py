@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -94,25 +94,32 @@ def test_labels_as_one_class() -> None:
     assert of_labels([[9, 1, 0], [0, 0, 0]]) == {"iou": None, "dice": None}
 
 
+@dataclass(frozen=True)
+class Blunt:
+    """`whole`: whether maps carry a score of their image."""
+
+    whole: bool = True
+
+
 @stage(MapSet, version=1)
-def drawn(work: Work, cfg: Findings) -> None:
+def drawn(work: Work, cfg: Blunt) -> None:
     """Maps of the true objects, blunted, for the test below."""
     truth = scenes("scenes:lesions?train=6&val=1&size=48", ("train",))
 
     def one(sample: str) -> ClassMaps:
         shares = np.where(truth.mask(sample)[None, ::2, ::2] > 0, 0.8, 0.1).astype(np.float32)
-        return ClassMaps(sample, np.array([1]), shares, (48, 48), shares.max((1, 2)))
+        return ClassMaps(sample, np.array([1]), shares, (48, 48), shares.max((1, 2)) if cfg.whole else None)
 
     write_maps(work, truth.ids, lambda ids: map(one, ids), {"classes": ["object"]})
 
 
 def test_the_stage_reads_maps_and_truth(tmp_path: Path) -> None:
     run, truth = Run(tmp_path, workers=2), scenes("scenes:lesions?train=6&val=1&size=48", ("train",))
-    found = findings.scores(run, drawn(run, Findings()), truth, Findings()).read()
+    found = findings.scores(run, drawn(run, Blunt()), truth, Findings()).read()
     assert found["images"] == 6
     assert 0 < found["with_object"] < 6
     assert found["image_auc"] == 1.0
     assert found["pixel_auc"] > 0.9
     assert found["froc"]["0.125"] > 0.7
-    bare = replace(next(iter(drawn(run, Findings()))), image=None)
-    assert bare.image is None
+    with pytest.raises(DataError, match="have no score of the whole image"):
+        findings.scores(run, drawn(run, Blunt(whole=False)), truth, Findings())

@@ -16,7 +16,7 @@ from tagseg.data.weights import Pretrained
 from tagseg.inference import Views
 from tagseg.localize import foreground
 from tagseg.localize.foreground import Energies, Foreground, minmax, scaled
-from tagseg.nets.backbones import Backbone, Chain, Tap, build
+from tagseg.nets.backbones import Backbone, Tap, build
 from tagseg.store import Run
 from tagseg.types import UsageError
 
@@ -120,4 +120,3 @@ def test_the_stage_sees_images_and_pretrained_weights_alone(tmp_path: Path) -> N
         foreground.maps(run, tagged.images(), known, Foreground("small", taps=(), **CPU))
     with pytest.raises(UsageError, match="no features named"):
         foreground.maps(run, tagged.images(), known, Foreground("small", taps=("blok4",), **CPU))
-    assert isinstance(build("small", stride=16).body, Chain)

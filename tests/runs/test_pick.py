@@ -17,8 +17,8 @@ from tagseg.data.folder import Reading
 from tagseg.data.picks import read_picks, write_picks
 from tagseg.methods import priors
 from tagseg.runs import run as runs
-from tagseg.runs.pick import PICKS, asked, disagreement, prepare_picks, remembered
-from tagseg.runs.setup import Request
+from tagseg.runs.pick import PICKS, disagreement, prepare_picks
+from tagseg.runs.request import Request, asked, remembered
 from tagseg.types import IntegrityError, UsageError
 from tiny import Tiny
 

@@ -11,6 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import tiny
+from tagseg.data.folder import open_set
 from tagseg.data.generated import scenes
 from tagseg.data.images import mask_reads, other_mask_reads, reset_mask_reads
 from tagseg.data.loader import Augment
@@ -163,6 +165,16 @@ def test_masks_of_other_classes_are_counted_apart() -> None:
     assert other_mask_reads() == 0
 
 
+def test_the_key_of_mask_files_is_no_look_at_the_targets_masks(tmp_path: Path) -> None:
+    opened = open_set(tiny.photos(tmp_path / "other", count=3)).truth
+    assert opened is not None
+    aux = of_other_classes(opened, ("fox-glove",))
+    reset_mask_reads()
+    assert len(aux.key) == 64
+    assert (len(mask_reads()), other_mask_reads()) == (0, 3)
+    reset_mask_reads()
+
+
 @pytest.mark.parametrize("form", ["conv", "fc", "fc_pooled"])
 def test_from_tags_and_other_masks_to_maps(tmp_path: Path, form: Any) -> None:
     run, target, aux = Run(tmp_path), TARGET.without_masks(), of_other_classes(SOURCE, TARGET.classes)
@@ -182,6 +194,10 @@ def test_from_tags_and_other_masks_to_maps(tmp_path: Path, form: Any) -> None:
     assert float(after["scale"]) > 0
     plain = train_decoder.attention(run, target, aux.tagged, encoder, replace(cfg, scale=0.5))
     assert float(plain.tensors()["scale"]) == 0.5
+    assert first.record["events"] == []
+    sourced = replace(cfg, shape=Shape(attention=form, width=16, init="gaussian", norm="none"))
+    said = train_decoder.attention(run, target, aux.tagged, encoder, sourced).record["events"]
+    assert "draws next to nothing" in said[0]
     found = {part: predict_decoder.maps(run, target, whole, predict_decoder.Looked(part=part, **CPU))  # type: ignore[arg-type]
              for part in ("drawn", "dense", "attention")}
     for sample in target.ids:

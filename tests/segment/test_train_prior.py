@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import coarse_maps
 from tagseg.artifacts import LabelSet, write_labels
 from tagseg.data.generated import scenes
 from tagseg.data.index import TaggedSet
-from tagseg.data.loader import Augment, draw, drawn_from
+from tagseg.data.loader import Augment, draw
 from tagseg.data.weights import Pretrained
 from tagseg.ops import tag_losses
 from tagseg.segment import predict, train, train_prior
@@ -137,10 +136,3 @@ def test_sets_without_background_are_refused(tmp_path: Path) -> None:
     tissue = scenes("scenes:tissue?train=2&val=1&size=32", ("train",)).without_masks()
     with pytest.raises(DataError, match="has no background"):
         train_prior.weak(Run(tmp_path), tissue, RANDOM, CFG)
-
-
-def test_the_baseline_sees_what_lies_in_an_image_and_nothing_of_masks() -> None:
-    tagged = coarse_maps.tagged_set(3)
-    draws = drawn_from(tagged, Augment(size=48, scale=(0.5, 0.5)), 2, 0,
-                       partial(lambda sample: np.zeros(tagged.source.size(sample), np.uint8)))
-    assert set(np.unique(draws(0)["labels"]).tolist()) == {0, 255}

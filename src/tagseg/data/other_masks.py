@@ -35,7 +35,9 @@ class OtherMasks:
 
     @property
     def key(self) -> str:
-        return self.masked.key
+        """Identity: content of images, tags and masks, which are opened for it, as others."""
+        with reading_others():
+            return self.masked.key
 
     def mask(self, id: str) -> UInt8[np.ndarray, "h w"]:
         """One mask, 0 background, 1.. its classes, 255 ignored."""

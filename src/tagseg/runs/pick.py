@@ -2,60 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from tagseg.artifacts import LabelSet
-from tagseg.data.folder import Reading
 from tagseg.data.index import TaggedSet, spread
 from tagseg.data.picks import Picks, read_picks, write_picks
 from tagseg.report import pictures
-from tagseg.runs.setup import Prepared, Request, prepare
+from tagseg.runs.request import asked
+from tagseg.runs.setup import Prepared, prepare
 from tagseg.store import Run
 from tagseg.types import EnvironmentFault, IntegrityError, UsageError
 from tagseg.viewer.pick import Item, Table
 
-REQUEST = "request.json"
 PICKS = "picks.csv"
 SIDE = 480
 Progress = Callable[[str, int, int, str], None]
-
-
-def remembered(request: Request) -> bytes:
-    """What was asked for, as JSON: the folders of this machine are in it, unlike in the report."""
-    return json.dumps(asdict(request), indent=1, default=str).encode()
-
-
-def asked(place: Path) -> Request:
-    """The request of a run folder, wherever that lies by now."""
-    try:
-        known = json.loads((place / REQUEST).read_text())
-        reading = _typed(Reading, known.pop("reading"))
-        return replace(_typed(Request, known), reading=reading, out=place)
-    except FileNotFoundError:
-        raise UsageError(f"{place}: holds no {REQUEST}; give the --out folder of a finished `tagseg run`") from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise IntegrityError(f"{place / REQUEST}: cannot be read as a request ({error}); run again") from error
-
-
-def _typed(kind: type[Any], known: Mapping[str, Any]) -> Any:
-    """A request or reading from JSON: lists were tuples, and some texts were paths."""
-    values = {}
-    for one in fields(kind):
-        if one.name not in known:  # written before there was such a setting
-            continue
-        value = known[one.name]
-        if isinstance(value, list):
-            value = tuple(value)
-        values[one.name] = Path(value) if value is not None and "Path" in str(one.type) else value
-    return kind(**values)
 
 
 @dataclass(frozen=True)

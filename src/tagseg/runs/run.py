@@ -27,7 +27,7 @@ from tagseg.report import page
 from tagseg.runs import setup
 from tagseg.runs.gallery import gallery
 from tagseg.runs.measure import Measured, Predicted, measured, predict_all
-from tagseg.runs.pick import REQUEST, remembered
+from tagseg.runs.request import REQUEST, remembered
 from tagseg.runs.setup import Prepared, Request, prepare
 from tagseg.store import RECORD, Artifact, Run, Step, forget, library_versions, verify
 from tagseg.types import IntegrityError

@@ -200,6 +200,9 @@ def attention(work: Work, target: TaggedSet, source: TaggedSet, encoder: Weights
             h, w = backbone.eval()(torch.zeros(1, 3, *next(iter(shapes))), ["last"])["last"].shape[2:]
         grid = (h, w)
     model = TransferNet(backbone, len(classes), cfg.shape, grid)
+    if cfg.shape.init == "gaussian" and cfg.shape.norm == "none":
+        work.event("a fresh decoder of init=gaussian without a norm draws next to nothing: its logits hardly vary over "
+                   "pixels, and it learns late; init=kaiming or norm=gn")
     model.scale.fill_(scale_of(model, draws) if cfg.scale == "measured" else float(cfg.scale))
     _train(work, model, draws, RowLoss(1.0, 0.0, draws.offset), cfg, len(target) + len(source), decoder=False)
     described(work, model, {"backbone": meta["backbone"], "stride": meta["stride"], "classes": list(target.classes),
