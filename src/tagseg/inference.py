@@ -145,6 +145,11 @@ def count(views: Views) -> int:
     return len(views.scales) * (2 if views.flip else 1)
 
 
+def coarser(grid: int) -> Callable[[Size], Size]:
+    """The size of a map that is stored at 1/grid of an image's sides, from the image's."""
+    return lambda size: (-(-size[0] // grid), -(-size[1] // grid))
+
+
 @contextmanager
 def one_thread(device: str) -> Iterator[None]:
     """Torch with one thread in every worker: the bytes do not depend on the number of workers."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from tagseg.artifacts import MapSet, Weights, write_maps
 from tagseg.data.index import TaggedSet
-from tagseg.inference import Network, Seen, Views, predict
+from tagseg.inference import Network, Seen, Views, coarser, predict
 from tagseg.localize import findings as found
 from tagseg.localize.classify import TagNet, load, pooling_of
 from tagseg.ops.geometry import resample
@@ -87,7 +86,7 @@ def raw_maps(work: Work, network: Network, tagged: TaggedSet, ids: Sequence[str]
         cfg.views,
         device=cfg.device,
         precision=cfg.precision,
-        out_size=lambda size: (math.ceil(size[0] / cfg.grid), math.ceil(size[1] / cfg.grid)),
+        out_size=coarser(cfg.grid),
     )
 
 

@@ -7,7 +7,6 @@ A quarter, because maps are stored in halves of floats, which cannot tell .9996 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from tagseg.artifacts import write_maps
 from tagseg.data.index import TaggedSet
-from tagseg.inference import Network, Views, count, predict
+from tagseg.inference import Network, Views, coarser, count, predict
 from tagseg.nets.backbones import Backbone, Tap
 from tagseg.ops.geometry import resample
 from tagseg.store import Work
@@ -62,12 +61,9 @@ def write_findings(work: Work, images: TaggedSet, network: Network, cfg: Looking
     """One map (1,h,w) for each image, the mean over views, with its `ClassMaps.image`."""
     views = count(cfg.views)
 
-    def grid(size: Size) -> Size:
-        return math.ceil(size[0] / cfg.grid), math.ceil(size[1] / cfg.grid)
-
     def produce(ids: list[str]) -> Iterator[ClassMaps]:
         for one in predict(work, network, images.source, ids, cfg.views, device=cfg.device, precision=cfg.precision,
-                           out_size=grid):  # fmt: skip
+                           out_size=coarser(cfg.grid)):  # fmt: skip
             shares = (np.asarray(one.values.numpy(), np.float32) / np.float32(views)).clip(0, 1)
             size = (one.image.shape[1], one.image.shape[2])
             yield ClassMaps(one.id, np.array([1]), shares[:1], size, shares[1, :1, 0])

@@ -6,7 +6,6 @@ al. 2016). Nothing is learned here: the stage takes pretrained weights, not trai
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from tagseg.artifacts import MapSet, write_maps
 from tagseg.data.index import Images
 from tagseg.data.weights import Pretrained
-from tagseg.inference import Network, Views, predict
+from tagseg.inference import Network, Views, coarser, predict
 from tagseg.nets.backbones import Backbone, build
 from tagseg.ops.geometry import align, resample
 from tagseg.store import Work, stage
@@ -88,12 +87,9 @@ def maps(work: Work, images: Images, pretrained: Pretrained, cfg: Foreground) ->
         work.event("the weights are random numbers: what they respond to is no foreground")
     network = network_of(build(cfg.backbone, stride=cfg.stride, weights_state=pretrained.start), cfg)
 
-    def grid(size: Size) -> Size:
-        return math.ceil(size[0] / cfg.grid), math.ceil(size[1] / cfg.grid)
-
     def produce(ids: list[str]) -> Iterator[ClassMaps]:
         for seen in predict(work, network, images.source, ids, cfg.views, device=cfg.device, precision=cfg.precision,
-                            out_size=grid):  # fmt: skip
+                            out_size=coarser(cfg.grid)):  # fmt: skip
             size = (seen.image.shape[1], seen.image.shape[2])
             yield ClassMaps(seen.id, np.array([1]), scaled(np.asarray(seen.values.numpy(), np.float32)), size)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from tagseg.artifacts import MapSet, Scores, Weights, write_maps, write_scores, write_weights
 from tagseg.data.index import TaggedSet
-from tagseg.inference import Network, Views, count, predict
+from tagseg.inference import Network, Views, coarser, count, predict
 from tagseg.localize import findings as found
 from tagseg.localize.stack_net import StackNet, by_class, load, pooled
 from tagseg.ops.geometry import resample
@@ -81,12 +80,9 @@ def _write(work: Work, images: TaggedSet, network: Network, cfg: StackMaps,
     """Maps of the classes that are `present` by an image's id and by what `network` says of it behind its C maps."""
     views, count_of = count(cfg.views), len(images.classes)
 
-    def grid(size: Size) -> Size:
-        return math.ceil(size[0] / cfg.grid), math.ceil(size[1] / cfg.grid)
-
     def produce(ids: list[str]) -> Iterator[ClassMaps]:
         for one in predict(work, network, images.source, ids, cfg.views, device=cfg.device, precision=cfg.precision,
-                           out_size=grid):  # fmt: skip
+                           out_size=coarser(cfg.grid)):  # fmt: skip
             values = np.asarray(one.values.numpy(), np.float32)
             classes = np.flatnonzero(present(one.id, values[count_of:, 0, 0] / np.float32(views)))
             yield ClassMaps(one.id, classes.astype(np.int64) + 1, normalise(values[classes]),

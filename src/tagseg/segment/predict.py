@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tagseg.artifacts import LabelSet, MapSet, Weights, write_labels, write_maps
 from tagseg.data.index import TaggedSet
-from tagseg.inference import Network, Seen, Views, count, predict
+from tagseg.inference import Network, Seen, Views, coarser, count, predict
 from tagseg.nets.deeplab import Segmenter
 from tagseg.ops import crf, regions
 from tagseg.ops.geometry import resample
@@ -94,7 +94,7 @@ def findings(work: Work, images: TaggedSet, segmenter: Weights, cfg: Predict) ->
 
     def produce(ids: list[str]) -> Iterator[ClassMaps]:
         for seen in predict(work, network, images.source, ids, cfg.views, device=cfg.device, precision=cfg.precision,
-                            out_size=lambda size: ((size[0] + 1) // 2, (size[1] + 1) // 2)):  # fmt: skip
+                            out_size=coarser(2)):  # fmt: skip
             share = np.asarray((seen.values[:1] / views).numpy(), np.float32).clip(0, 1)
             ground, objects = share**0.25, (1 - share) ** 0.25
             shares = np.asarray(objects / (ground + objects), np.float32)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from tagseg.artifacts import MapSet, Scores, Weights, write_maps, write_weights
 from tagseg.data.index import TaggedSet
-from tagseg.inference import net_shape, one_thread, resized
+from tagseg.inference import coarser, net_shape, one_thread, resized
 from tagseg.nets.attention_decoder import TransferNet, foreground_share
 from tagseg.ops.geometry import resample
 from tagseg.segment.train_decoder import load
@@ -94,8 +93,7 @@ def _write(work: Work, images: TaggedSet, model: TransferNet, cfg: Drawn, presen
         image = images.source.read(sample)
         size = (image.shape[1], image.shape[2])
         classes = np.flatnonzero(present(sample))
-        fine = (math.ceil(size[0] / cfg.grid), math.ceil(size[1] / cfg.grid))
-        found = drawn(model, image, classes, cfg, part, fine)
+        found = drawn(model, image, classes, cfg, part, coarser(cfg.grid)(size))
         return ClassMaps(sample, classes.astype(np.int64) + 1, found, size)
 
     def produce(ids: list[str]) -> Iterator[ClassMaps]:
