@@ -77,12 +77,12 @@ def accuracy(scores: np.ndarray, tags: np.ndarray) -> float:
     return float(((scores > 0) == tags).mean())
 
 
-def seen(model: torch.nn.Module, preprocess: Any, tagged: TaggedSet, read: Any) -> np.ndarray:
-    """Scores (n,C) of images, one at a time, at `SHOWN`."""
+def seen(model: torch.nn.Module, preprocess: Any, tagged: TaggedSet, read: Any, side: int = SHOWN) -> np.ndarray:
+    """Scores (n,C) of images, one at a time, at so many pixels a side."""
     rows = []
     for sample in tagged.ids:
         image = torch.from_numpy(tagged.source.read(sample))[None].float() / 255
-        image = torch.nn.functional.interpolate(image, (SHOWN, SHOWN), mode="bilinear", align_corners=False)
+        image = torch.nn.functional.interpolate(image, (side, side), mode="bilinear", align_corners=False)
         with torch.no_grad():
             rows.append(read(model(preprocess(image)))[0].numpy())
     return np.stack(rows)

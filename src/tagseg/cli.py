@@ -113,6 +113,7 @@ def _reading(args: argparse.Namespace) -> Any:
         max_bad=args.max_bad,
         workers=args.workers,
         follow_links=args.follow_links,
+        only=getattr(args, "only", ()),
         window=None if args.window is None else (args.window[0], args.window[1]),
     )
 
@@ -141,6 +142,8 @@ def _request(args: argparse.Namespace) -> Any:
         picks=args.picks,
         aux=args.aux,
         aux_splits=args.aux_splits,
+        aux_only=args.aux_only,
+        aux_rest=args.aux_rest,
         adapt=getattr(args, "adapt", None),
         command=f"tagseg {shlex.join(_portable(args.words))}",
         saliency=args.saliency,

@@ -55,6 +55,9 @@ def asked(command: argparse.ArgumentParser, method: str | None = None) -> None:
     )
     command.add_argument("--tags", type=Path, metavar="FILE", help="a tags file outside DATA")
     command.add_argument(
+        "--only", type=names, default=(), metavar="CLASS[,CLASS]", help="of DATA, the rest is background (all)"
+    )
+    command.add_argument(
         "--negative", action="append", default=[], metavar="FOLDER", help="a folder of images without any class"
     )
     files(command)
@@ -65,6 +68,14 @@ def asked(command: argparse.ArgumentParser, method: str | None = None) -> None:
     command.add_argument("--saliency-from", metavar="TEXT", help="what made them and what that was trained with")
     command.add_argument("--aux", metavar="DATA", help="images with masks of other classes (transfernet)")
     command.add_argument("--aux-splits", type=names, default=(), metavar="SPLIT[,SPLIT]", help="its splits (all)")
+    command.add_argument("--aux-only", type=names, default=(), metavar="CLASS[,CLASS]", help="its classes (all)")
+    command.add_argument(
+        "--aux-rest",
+        default="background",
+        metavar="NAME",
+        help="what DATA's classes in the images of --aux are (with --aux-only): background; or drop such images; "
+        "or ignore these pixels, which looks at DATA's masks",
+    )
     command.add_argument("--picks", type=Path, metavar="FILE", help="masks picked among candidates (tagseg pick)")
     machine(command)
     command.add_argument("--precision", default="auto", metavar="NAME", help="auto, fp32 or bf16")

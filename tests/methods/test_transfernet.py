@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import method_checks
 import tiny
 from tagseg import config
 from tagseg.artifacts import Weights
+from tagseg.data.folder import Reading
+from tagseg.data.scenes import preset
 from tagseg.localize import recognise
 from tagseg.methods import transfernet
 from tagseg.runs import run as runs
 from tagseg.runs.predict import load
+from tagseg.runs.setup import ledger
 from tagseg.segment import predict_decoder, train_decoder
 from tagseg.store import Run, verify
 from tagseg.types import DataError, UsageError
@@ -119,7 +124,47 @@ def test_what_cannot_be_adapted_says_so(made: Tiny, trained: Tiny, tmp_path: Pat
         runs.run(asked(tmp_path / "d", data="scenes:lesions?train=24&val=12&size=48", aux=None, adapt=made.out))
 
 
+def test_both_sides_come_out_of_one_folder(tmp_path: Path) -> None:
+    folder = str(tiny.photos(tmp_path / "photos", count=24))
+    names = preset("basic").classes
+    request = asked(tmp_path / "out" / "run", data=folder, aux=folder, aux_only=names[2:],
+                    reading=Reading(only=names[:2], max_bad=0.01))  # fmt: skip
+    document = runs.run(request)
+    assert document["classes"] == list(names[:2])
+    assert document["masks_read_by_fit"] == 0
+    line = next(s for s in document["supervision"] if "other classes" in s)
+    assert line == f"pixel masks of 24 images of other classes: {', '.join(names[2:])}"
+    values = {int(v) for f in (request.out / "masks").rglob("*.png") for v in np.unique(np.asarray(Image.open(f)))}
+    assert values <= {0, 1, 2}
+    _, plain = runs.plan(request)
+    _, ignoring = runs.plan(replace(request, aux_rest="ignore"))
+    assert plain.inputs.aux is not None
+    assert ignoring.inputs.aux is not None
+    assert plain.inputs.aux.key != ignoring.inputs.aux.key
+    assert any("was looked at and left out" in s for s in ledger(ignoring))
+    with pytest.raises(UsageError, match=f"the classes {names[0]} are among those that are asked for"):
+        runs.plan(replace(request, aux_only=(names[0], names[3])))
+    with pytest.raises(UsageError, match="--aux-rest gone: expected one of background, drop, ignore"):
+        runs.plan(replace(request, aux_rest="gone"))
+
+
+def test_attention_that_is_frozen_stays_as_it_was(made: Tiny) -> None:
+    prepared = runs.plan(asked(made.out, sets=("draw.attention=frozen",)))[1]
+    run, inputs, cfg = made.again(), prepared.inputs, prepared.cfg
+    assert inputs.aux is not None
+    plan = Run(made.cache, planning=True)
+    transfernet.fit(plan, inputs, cfg)
+    before = train_decoder.attention(run, inputs.tagged, inputs.aux.tagged,
+                                     Weights(plan.steps[0].key, plan.steps[0].path), cfg.attend)  # fmt: skip
+    after = train_decoder.joint(run, inputs.tagged, inputs.aux, before, cfg.draw)
+    old, new = before.tensors(), after.tensors()
+    moved = {name.split(".")[0] for name in new if not torch.equal(new[name], old[name])}
+    assert moved == {"decoder"}
+
+
 WITHOUT = {
+    "attention itself into the decoder": ("attend.shape.highlight=attention",),
+    "attention frozen": ("draw.attention=frozen",),
     "no group norm": ("attend.shape.norm=none",),
     "no switches": ("attend.shape.up=bilinear",),
     "shared switches": ("attend.shape.up=switch_shared",),

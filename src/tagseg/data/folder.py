@@ -6,11 +6,12 @@ import difflib
 import math
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from tagseg.data.chosen import chosen, chosen_tags
 from tagseg.data.dicom import Window
 from tagseg.data.files import BadFile, FileImages, FileMasks, relative, scan
 from tagseg.data.images import MAX_PIXELS
@@ -53,7 +54,7 @@ class Reading:
     `tags`: a tags file elsewhere; `negative`: folders whose images hold no class; `limit`: at most so many images;
     `max_bad`: the share of bad files above which nothing is opened; `follow_links`: links out of the folder count;
     `max_pixels`: larger images are refused; `workers`: threads that decode; `window`: centre and width that DICOM files
-    are seen through, instead of their own.
+    are seen through, instead of their own; `only`: these classes, the others' pixels are background.
     """
 
     tags: Path | None = None
@@ -64,6 +65,7 @@ class Reading:
     max_pixels: int = MAX_PIXELS
     workers: int = 2
     window: Window | None = None
+    only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         centre, width = self.window or (0.0, 1.0)
@@ -82,7 +84,7 @@ def open_set(data: str | Path, splits: Sequence[str] | None = None, how: Reading
         from tagseg.data.generated import scenes  # the generator is needed by few
 
         truth = scenes(str(data), splits, limit=how.limit)
-        return Opened(truth.without_masks(), truth, layout="generated scenes with exact masks")
+        return _only(Opened(truth.without_masks(), truth, layout="generated scenes with exact masks"), how.only)
     root = _folder(data)
     place, tree = _images(root, how)
     table, layout = _tagged(root, place, tree, how)
@@ -90,9 +92,19 @@ def open_set(data: str | Path, splits: Sequence[str] | None = None, how: Reading
     name = f"{root.name}:{'+'.join(splits) if splits else 'all'}"
     images, bad = _usable(root, name, tree, table, ids, bad, how)
     masks, odd = _masks(root, tree, how)
-    return Opened(images, with_masks(images, masks), tuple(bad), tuple(tree.ignored),
-                  (*table.warnings, *warnings, *_untagged(images), *_converted(images),
-                   *rare_classes(table, images.ids), *odd), layout)
+    opened = Opened(images, with_masks(images, masks), tuple(bad), tuple(tree.ignored),
+                    (*table.warnings, *warnings, *_untagged(images), *_converted(images), *odd), layout)
+    opened = _only(opened, how.only)
+    rare = rare_classes(replace(table, classes=opened.images.classes), images.ids)
+    return replace(opened, warnings=(*opened.warnings, *rare))
+
+
+def _only(opened: Opened, classes: tuple[str, ...]) -> Opened:
+    if not classes:
+        return opened
+    truth = chosen(opened.truth, classes) if opened.truth else None
+    return replace(opened, images=chosen_tags(opened.images, classes), truth=truth,
+                   layout=f"{opened.layout}; only {', '.join(classes)}")  # fmt: skip
 
 
 def open_images(data: str | Path, classes: tuple[str, ...], how: Reading | None = None) -> Opened:

@@ -4,25 +4,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import UInt8
 
+from tagseg.data.chosen import chosen
 from tagseg.data.images import reading_others
 from tagseg.data.index import ImageSource, MaskedSet, TaggedSet
 from tagseg.types import UsageError
 
 _SHOWN = 5
+Rest = Literal["background", "drop", "ignore"]
+RESTS: tuple[Rest, ...] = get_args(Rest)
+SAID = {"drop": "; images with classes of the target left out",
+        "ignore": "; where the target's own classes lie in them was looked at and left out"}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
 class OtherMasks:
     """Images, tags and masks of classes of which none is a class of the target. Build it with `of_other_classes`.
 
-    Its masks are read under their own count, so that no mask of the target can hide among them.
+    Its masks are read under their own count, so that no mask of the target can hide among them. `rest`: what pixels of
+    the target's classes are taken for, as `of_other_classes` says.
     """
 
     masked: MaskedSet
+    rest: Rest = "background"
 
     @property
     def tagged(self) -> TaggedSet:
@@ -45,17 +53,32 @@ class OtherMasks:
             return self.masked.mask(id)
 
 
-def of_other_classes(masked: MaskedSet, target: tuple[str, ...]) -> OtherMasks:
-    """Masks as `OtherMasks`. Errors: `UsageError` naming the classes that both sets have."""
-    shared = [name for name in masked.classes if name in set(target)]
+def of_other_classes(masked: MaskedSet, target: tuple[str, ...], only: tuple[str, ...] = (),
+                     rest: Rest = "background") -> OtherMasks:
+    """Masks as `OtherMasks`; `only`: of these classes, all others are background.
+
+    `rest` is about the target's classes in these images: "background" teaches the decoder to leave them out; "drop"
+    leaves out images that have them as tags; "ignore" says nothing of their pixels, and so knows where they lie.
+    Errors: `UsageError` naming the classes that both sets have.
+    """
+    shared = [name for name in only or masked.classes if name in set(target)]
     if shared:
         more = f" and {len(shared) - _SHOWN} more" if len(shared) > _SHOWN else ""
         raise UsageError(f"--aux: the classes {', '.join(shared[:_SHOWN])}{more} are among those that are asked for; "
-                         "expected masks of other classes alone: leave these out of its classes.txt and masks, or of "
-                         "the target's tags")
+                         "expected masks of other classes alone: name them with --aux-only, or those that are asked "
+                         "for with --only")
+    if rest != "background" and not only:
+        raise UsageError(f"--aux-rest {rest}: found no --aux-only, expected the classes of --aux that are learned from "
+                         "where it has the target's, too")
+    both = [name for name in masked.classes if name in set(target)]
+    if only:
+        if rest == "drop":
+            theirs = masked.tagged.tags[:, [masked.classes.index(name) for name in both]].any(1)
+            masked = masked.select(np.array(masked.ids)[~theirs].tolist())
+        masked = chosen(masked, only, "--aux-only", unknown=both if rest == "ignore" else ())
     if not masked.tagged.tags.any():
         raise UsageError(f"--aux: no image of {masked.name!r} has a tag, expected masks of tagged objects")
-    return OtherMasks(masked)
+    return OtherMasks(masked, rest if both else "background")
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,10 @@ POOLED = 10  # the grid of "fc_pooled"
 
 @dataclass(frozen=True)
 class Shape:
-    """What the two networks look like; see `Attention` and `Decoder`."""
+    """What the two networks look like; see `Attention` and `Decoder`.
+
+    `highlight`: what the decoder is given, the densified attention or attention itself (a control).
+    """
 
     attention: Form = "conv"
     width: int = 1024
@@ -36,6 +39,7 @@ class Shape:
     up: Up = "switch"
     norm: Literal["gn", "none"] = "gn"
     init: Literal["kaiming", "gaussian"] = "kaiming"
+    highlight: Literal["dense", "attention"] = "dense"
 
 
 def levels_of(backbone: Backbone) -> tuple[Tap, ...]:
@@ -224,9 +228,9 @@ class TransferNet(nn.Module):
         self.classifier = AttendedClassifier(channels, classes)
         self.decoder = Decoder(self.levels, shape)
 
-    def learned(self, *, decoder: bool) -> list[nn.Parameter]:
-        """What training moves: attention and classifier, and the decoder if it learns along."""
-        parts = [self.attention, self.classifier, *([self.decoder] if decoder else [])]
+    def learned(self, *, attention: bool, decoder: bool) -> list[nn.Parameter]:
+        """What training moves: attention with its classifier, the decoder, or all of it."""
+        parts = [*([self.attention, self.classifier] if attention else []), *([self.decoder] if decoder else [])]
         return [parameter for part in parts for parameter in part.parameters()]
 
     @torch.no_grad()
@@ -240,7 +244,10 @@ class TransferNet(nn.Module):
     def forward(self, rows: Encoded, classes: Bool[Tensor, "r k"]) -> tuple[Tensor, Tensor, Tensor]:
         """Attention (r,h,w), its dense form (r,1,h,w), and the classifier's logits (r,K), of one class in each row."""
         alpha, z = self.attention(rows.features, classes)
-        return alpha, densified(rows.features, z), self.classifier(z)
+        dense = densified(rows.features, z)
+        if self.shape.highlight == "attention":
+            dense = alpha[:, None] * alpha[0].numel()  # 1 on average, whatever the grid
+        return alpha, dense, self.classifier(z)
 
     def draw(self, dense: Float[Tensor, "r 1 h w"], rows: Encoded) -> Float[Tensor, "r 2 a b"]:
         """Logits of background and foreground."""

@@ -8,7 +8,7 @@ from types import ModuleType
 from tagseg.artifacts import Weights
 from tagseg.data.folder import open_set
 from tagseg.data.index import TaggedSet
-from tagseg.data.other_masks import OtherMasks, of_other_classes
+from tagseg.data.other_masks import RESTS, OtherMasks, of_other_classes
 from tagseg.data.picks import Picks, read_picks
 from tagseg.data.saliency_folder import SaliencyFolder, open_saliency
 from tagseg.runs.request import Request
@@ -41,10 +41,13 @@ def given_aux(request: Request, method: ModuleType, tagged: TaggedSet) -> OtherM
     if not needs:
         raise UsageError(f"--aux: method {request.method!r} looks at no masks; leave it out")
     splits = request.aux_splits or (("train",) if request.aux.startswith("scenes:") else None)
-    found = open_set(request.aux, splits, replace(request.reading, tags=None, negative=(), limit=None)).truth
+    how = replace(request.reading, tags=None, negative=(), limit=None, only=())
+    found = open_set(request.aux, splits, how).truth
     if found is None:
         raise DataError(f"--aux {request.aux}: found no masks/ID.png for its images, expected masks of other classes")
-    return of_other_classes(found, tagged.classes)
+    if request.aux_rest not in RESTS:
+        raise UsageError(f"--aux-rest {request.aux_rest}: expected one of {', '.join(RESTS)}")
+    return of_other_classes(found, tagged.classes, request.aux_only, request.aux_rest)
 
 
 def given_model(request: Request, method: ModuleType, tagged: TaggedSet) -> Weights | None:

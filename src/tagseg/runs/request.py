@@ -20,7 +20,8 @@ class Request:
 
     `k_masks`: so many training masks choose the threshold of the `k` point; they are left out of its scores.
     `saliency`: a folder of maps made elsewhere; `saliency_from`: what made them, and from what that had learned.
-    `picks`: a file that `tagseg pick` wrote. `aux`: a folder of images with masks of other classes, and its splits.
+    `picks`: a file that `tagseg pick` wrote. `aux`: a folder of images with masks of other classes, its splits,
+    and which of its classes; `aux_rest`: what the target's own classes in its images are.
     `adapt`: a finished run whose model is taught other classes.
     """
 
@@ -47,6 +48,8 @@ class Request:
     picks: Path | None = None
     aux: str | None = None
     aux_splits: tuple[str, ...] = ()
+    aux_only: tuple[str, ...] = ()
+    aux_rest: str = "background"
     adapt: Path | None = None
 
 

@@ -16,6 +16,7 @@ from tagseg import config, methods
 from tagseg.data.files import BadFile
 from tagseg.data.folder import Opened, open_set
 from tagseg.data.index import MaskedSet, TaggedSet, check_size
+from tagseg.data.other_masks import SAID
 from tagseg.data.saliency_folder import check_maps
 from tagseg.data.weights import Pretrained, find
 from tagseg.disk import write_atomic
@@ -311,7 +312,8 @@ def ledger(prepared: Prepared) -> list[str]:
     lines.append(weights_line(weights))
     if prepared.inputs.aux is not None:
         aux = prepared.inputs.aux
-        lines.append(f"pixel masks of {len(aux.tagged)} images of other classes: {', '.join(aux.classes)}")
+        lines.append(f"pixel masks of {len(aux.tagged)} images of other classes: {', '.join(aux.classes)}"
+                     f"{SAID.get(aux.rest, '')}")
     if prepared.inputs.trained is not None:
         masked = prepared.inputs.trained.meta["masked"]
         lines.append(f"a decoder taught by pixel masks of other classes: {', '.join(masked)}")

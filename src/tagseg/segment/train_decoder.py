@@ -62,11 +62,12 @@ class Attend:
 class Draw:
     """The decoder learns the outlines of the other classes, attention goes on learning the tags of all.
 
-    `tags`, `masks`: weights of the two losses.
+    `tags`, `masks`: weights of the two losses. `attention`: it goes on learning, by both, or stays as it was.
     """
 
     tags: float = 1.0
     masks: float = 2.0
+    attention: Literal["learns", "frozen"] = "learns"
     augment: Augment = field(default_factory=Augment)
     schedule: Schedule = field(default_factory=lambda: Schedule(6.0, min_images=4000, max_images=12000, batch=8))
     seed: int | Auto = "auto"
@@ -204,7 +205,7 @@ def attention(work: Work, target: TaggedSet, source: TaggedSet, encoder: Weights
         work.event("a fresh decoder of init=gaussian without a norm draws next to nothing: its logits hardly vary over "
                    "pixels, and it learns late; init=kaiming or norm=gn")
     model.scale.fill_(scale_of(model, draws) if cfg.scale == "measured" else float(cfg.scale))
-    _train(work, model, draws, RowLoss(1.0, 0.0, draws.offset), cfg, len(target) + len(source), decoder=False)
+    _train(work, model, draws, RowLoss(1.0, 0.0, draws.offset), cfg, model.learned(attention=True, decoder=False))
     described(work, model, {"backbone": meta["backbone"], "stride": meta["stride"], "classes": list(target.classes),
                             "others": list(source.classes), "masked": [], "grid": grid,
                             "size": cfg.augment.size})  # fmt: skip
@@ -222,7 +223,8 @@ def joint(work: Work, target: TaggedSet, aux: OtherMasks, before: Weights, cfg: 
         len(target.classes),
     )
     loss = RowLoss(cfg.tags, cfg.masks, draws.offset)
-    _train(work, model, draws, loss, cfg, len(target) + len(source), decoder=True)
+    parts = model.learned(attention=cfg.attention == "learns", decoder=True)
+    _train(work, model, draws, loss, cfg, parts)
     described(work, model, {**before.meta, "masked": list(aux.classes), "size": cfg.augment.size})
 
 
@@ -241,8 +243,7 @@ def adapted(work: Work, target: TaggedSet, before: Weights, cfg: Attend) -> None
     kept = {n: t for n, t in before.tensors().items() if not n.startswith(("tagger.", *anew))}
     model.load_state_dict({**model.state_dict(), **kept})
     draws = drawn_from(target.training(), cfg.augment, cfg.schedule.batch, int(cfg.seed))
-    rates = optimiser(cfg.schedule, [], model.learned(decoder=False))
-
+    rates = optimiser(cfg.schedule, [], model.learned(attention=True, decoder=False))
 
     def batch(step: int) -> Batch:
         one = draws(step)
@@ -253,11 +254,11 @@ def adapted(work: Work, target: TaggedSet, before: Weights, cfg: Attend) -> None
     described(work, model, {n: meta[n] for n in ("backbone", "stride", "classes", "others", "masked", "grid", "size")})
 
 
-def _train(work: Work, model: TransferNet, draws: Alternating, loss: RowLoss, cfg: Attend | Draw, images: int, *,
-           decoder: bool) -> None:
-    rates = optimiser(cfg.schedule, [], model.learned(decoder=decoder))
+def _train(work: Work, model: TransferNet, draws: Alternating, loss: RowLoss, cfg: Attend | Draw,
+           parts: list[torch.nn.Parameter]) -> None:  # fmt: skip
+    images = len(draws.target.ids) + len(draws.source.ids)
     with prefetched(draws) as batches:
-        learn(work, cfg, model, rates, batches, loss, images, draws.names)
+        learn(work, cfg, model, optimiser(cfg.schedule, [], parts), batches, loss, images, draws.names)
 
 
 @torch.no_grad()
