@@ -1,0 +1,227 @@
+"""`python -m benchmarks.transfernet`: what a decoder taught by other classes' masks draws of tagged classes.
+
+One classifier of the tags of all classes for each seed; on its frozen features every arm trains attention and decoder.
+Maps of val images whose tags are given are scored by pixels of present target classes, at one best cut for each arm and
+by ranking alone (`benchmarks.esol.scored`). Precondition of section 8: the encoder tells .95 of the tags; gate: maps of
+the wrong class collapse. Rows go to docs/results/transfernet_scenes.jsonl from a clean tree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.dfs import ACCURATE, accuracy, seen
+from benchmarks.dfs import line as one_line
+from benchmarks.esol import scored
+from benchmarks.results import RESULTS
+from tagseg.artifacts import MapSet, Weights
+from tagseg.data.chosen import ChosenMasks
+from tagseg.data.index import MaskedSet, TaggedSet
+from tagseg.data.other_masks import Joined, OtherMasks, of_other_classes
+from tagseg.inference import Views
+from tagseg.localize import cam, classify
+from tagseg.runs.setup import Prepared, Request, commit, prepare
+from tagseg.segment import predict_decoder, train_decoder
+from tagseg.store import Run
+from tagseg.types import ClassMaps
+
+TRAIN, VAL, SHOWN = 512, 192, 96
+LENGTHS = {"classifier": 16000, "attend": 4000, "draw": 16000}
+SETS = (
+    "classifier.stride=16",
+    *(f"{part}.schedule.{end}={n}" for part, n in LENGTHS.items() for end in ("min_images", "max_images")),
+)
+COLLAPSED = 0.5  # of the right class's average precision
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What of the network and of the decoder's training is changed; `classes`: of how many classes it sees masks."""
+
+    shape: dict[str, Any] = field(default_factory=dict)
+    draw: dict[str, Any] = field(default_factory=dict)
+    classes: int | None = None
+    longer: float = 1.0
+
+
+ARMS = {
+    "transfernet": Arm(),
+    "attention into the decoder": Arm({"highlight": "attention"}),
+    "attention frozen": Arm(draw={"attention": "frozen"}),
+    "masks of 3 classes": Arm(classes=3),
+    "masks of 2 classes": Arm(classes=2),
+    "no norm": Arm({"norm": "none"}),
+    "no norm, sourced start": Arm({"norm": "none", "init": "gaussian"}),
+    "bilinear": Arm({"up": "bilinear"}),
+    "shared switches": Arm({"up": "switch_shared"}),
+    "no combining layer": Arm({"combine_layer": False}),
+    "half as long": Arm(longer=0.5),
+}
+
+
+@dataclass(frozen=True)
+class Start:
+    """What every arm starts from."""
+
+    run: Run
+    prepared: Prepared
+    target: TaggedSet
+    aux: OtherMasks
+    truth: MaskedSet  # of the target's val images
+    encoder: Weights
+    told: float  # tag accuracy on val images of both sides
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return (*self.target.classes, *self.aux.classes)
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """Maps whose classes have other numbers."""
+
+    found: MapSet
+    number: dict[int, int]
+
+    def get(self, id: str) -> ClassMaps:
+        one = self.found.get(id)
+        return replace(one, classes=np.array([self.number[int(c)] for c in one.classes], np.int64))
+
+
+def among(tagged: TaggedSet, classes: tuple[str, ...]) -> TaggedSet:
+    """The same images and tags in a longer list of classes."""
+    tags = np.zeros((len(tagged), len(classes)), bool)
+    tags[:, [classes.index(name) for name in tagged.classes]] = tagged.tags
+    return replace(tagged, classes=classes, tags=tags)
+
+
+def started(seed: int, cache: Path) -> Start:
+    """Both sides of one seed (of data and of training), and the encoder."""
+    data, aux = (f"scenes:transfer?train={TRAIN}&val={VAL}&seed={seed}&side={side}" for side in ("target", "source"))
+    request = Request(method="transfernet", data=data, aux=aux, out=cache / "transfernet", budget="quick",
+                      backbone="small", seed=seed, sets=SETS, cache=cache)  # fmt: skip
+    prepared, run = prepare(request), Run(cache, workers=2)
+    val, other = prepared.val, prepare(replace(request, data=aux, aux=data)).val
+    assert prepared.inputs.aux is not None
+    assert val is not None and val.truth is not None and other is not None  # noqa: PT018
+    target, masked = prepared.inputs.tagged, prepared.inputs.aux
+    encoder = classify.train(run, Joined(target, masked.tagged).tagged, prepared.inputs.pretrained,
+                             prepared.cfg.classifier)  # fmt: skip
+    classes = (*target.classes, *masked.classes)
+    model, pooled = classify.load(encoder, classes), classify.pooling_of(encoder)
+    right = []
+    for one in (val.images, other.images):
+        both = among(one, classes)
+        scores = seen(model, model.backbone.preprocess, both, lambda maps: model.head.logits(maps, pooled), SHOWN)
+        right.append(accuracy(scores, both.tags))
+    return Start(run, prepared, target, masked, val.truth, encoder, float(np.mean(right)))
+
+
+def learned(start: Start, arm: Arm, target: TaggedSet, aux: OtherMasks) -> Weights:
+    """Attention and decoder of an arm."""
+    cfg = start.prepared.cfg
+    attend = replace(cfg.attend, shape=replace(cfg.attend.shape, **arm.shape))
+    images = round(cfg.draw.schedule.max_images * arm.longer)
+    draw = replace(cfg.draw, schedule=replace(cfg.draw.schedule, min_images=images, max_images=images), **arm.draw)
+    attending = train_decoder.attention(start.run, target, aux.tagged, start.encoder, attend)
+    return train_decoder.joint(start.run, target, aux, attending, draw)
+
+
+def maps(start: Start, model: Weights, images: TaggedSet, part: predict_decoder.Part = "drawn") -> MapSet:
+    found: MapSet = predict_decoder.maps(start.run, images, model, replace(start.prepared.cfg.maps, part=part))
+    return found
+
+
+def all_arms(start: Start, wanted: str) -> Iterator[tuple[str, Any, MaskedSet]]:
+    """Every arm's maps of the val images, and the truth they are scored on."""
+    truth, cfg = start.truth, start.prepared.cfg
+    val = truth.without_masks()
+    looked = cam.Cam(Views(size=SHOWN), grid=1, device=cfg.classifier.device, precision=cfg.classifier.precision)
+    yield "CAM of the encoder", cam.maps(start.run, among(val, start.classes), start.encoder, looked), truth
+    for name, arm in ARMS.items():
+        if wanted and name not in wanted.split(","):
+            continue
+        aux = start.aux
+        if arm.classes:
+            aux = of_other_classes(aux.masked, start.target.classes, aux.classes[: arm.classes])
+        model = learned(start, arm, start.target, aux)
+        yield name, maps(start, model, val), truth
+        if name == "transfernet":
+            yield "attention", maps(start, model, val, "attention"), truth
+            yield "densified attention", maps(start, model, val, "dense"), truth
+            many = len(val.classes)
+            turned = replace(val, tags=np.roll(val.tags, 1, axis=1))
+            back = {c: (c - 2) % many + 1 for c in range(1, many + 1)}
+            yield "wrong class asked for", Renamed(maps(start, model, turned), back), truth
+    if not wanted or "masks of the target" in wanted.split(","):
+        yield from oracle(start)
+
+
+def oracle(start: Start) -> Iterator[tuple[str, MapSet, MaskedSet]]:
+    """Both sides change places: the decoder sees masks of the very classes that are scored."""
+    train = start.prepared.truth
+    assert train is not None
+    model = learned(start, Arm(), start.aux.tagged, OtherMasks(train))
+    classes = (*start.aux.classes, *start.target.classes)
+    table = np.zeros(256, np.uint8)
+    table[1 : len(start.target.classes) + 1] = np.arange(len(start.target.classes)) + len(start.aux.classes) + 1
+    truth = MaskedSet(among(start.truth.without_masks(), classes), ChosenMasks(start.truth, table.tobytes()))
+    yield "masks of the target", maps(start, model, truth.without_masks()), truth
+
+
+def measured(seed: int, cache: Path, wanted: str, at: str | None) -> list[Row]:
+    """All rows of one seed."""
+    start, rows, clock = started(seed, cache), list[Row](), time.monotonic()
+    for name, found, truth in all_arms(start, wanted):
+        rows.append({"scene": "transfer", "seed": seed, "drawn_by": name, "tag_accuracy": start.told,
+                     **scored(found, truth), "commit": at, "seconds": round(time.monotonic() - clock, 1)})  # fmt: skip
+        print(one_line({**rows[-1], "variant": name}), flush=True)
+        clock = time.monotonic()
+    return rows
+
+
+def faults(rows: list[Row]) -> list[str]:
+    """The precondition and the one gate."""
+    means: dict[str, list[float]] = {}
+    for row in rows:
+        means.setdefault(row["drawn_by"], []).append(row["average_precision"])
+    right = float(np.mean([row["tag_accuracy"] for row in rows]))
+    found = [] if right >= ACCURATE else [f"VOID: the encoder tells {right:.3f} of the tags right, under {ACCURATE}"]
+    if "transfernet" in means:
+        whole, wrong = (float(np.mean(means[n])) for n in ("transfernet", "wrong class asked for"))
+        if wrong > COLLAPSED * whole:
+            found.append(f"FAIL: with the wrong class asked for AP is {wrong:.3f}, of {whole:.3f} with the right one: "
+                         "the class does not go through attention")
+    return found
+
+
+def main() -> None:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--seeds", default="0,1,2")
+    words.add_argument("--only", default="", help="arms, separated by commas; no rows")
+    words.add_argument("--cache", type=Path, default=None)
+    asked = words.parse_args()
+    at = commit()
+    with tempfile.TemporaryDirectory() as place:
+        rows = [row for seed in asked.seeds.split(",")
+                for row in measured(int(seed), asked.cache or Path(place), asked.only, at)]  # fmt: skip
+    wrong = faults(rows)
+    print("\n".join(wrong) or "ok")
+    if not (wrong or asked.only) and at and not at.endswith("+dirty"):
+        with open(RESULTS / "transfernet_scenes.jsonl", "a") as file:
+            file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+    raise SystemExit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()
