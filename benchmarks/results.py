@@ -146,7 +146,7 @@ VARIANT = (("tag_accuracy", "tags told"), ("best_iou", "best IoU"), ("precision_
            ("precision_at_0.7", "P at R .7"), ("average_precision", "AP"))  # fmt: skip
 
 
-def variants(found: list[dict[str, Any]], first: str) -> str:
+def variants(found: list[dict[str, Any]], first: str, key: str = "variant") -> str:
     """A table for each scene: each variant's means and sds over its seeds, and its AP and best IoU paired with `first`.
 
     Differences are the first's minus the variant's, with half of the 95 % t-interval where there are three seeds.
@@ -155,13 +155,33 @@ def variants(found: list[dict[str, Any]], first: str) -> str:
     for head, mine in _by_scene(found):
         lines = [f"{head}:", "", "| variant | " + " | ".join(head for _, head in VARIANT)
                  + f" | {first} over it: best IoU | AP |", "|---|" + "---|" * (len(VARIANT) + 2)]  # fmt: skip
-        known = {(row["variant"], row["seed"]): row for row in mine}
-        for name in dict.fromkeys(row["variant"] for row in mine):
-            some = [row for row in mine if row["variant"] == name]
-            cells = [_mean([row[key] for row in some], True) for key, _ in VARIANT]
+        known = {(row[key], row["seed"]): row for row in mine}
+        for name in dict.fromkeys(row[key] for row in mine):
+            some = [row for row in mine if row[key] == name]
+            cells = [_mean([row[n] for row in some], True) for n, _ in VARIANT]
             pairs = [(known[first, row["seed"]], row) for row in some if name != first]
-            apart = [_apart([a[key] - b[key] for a, b in pairs]) for key in ("best_iou", "average_precision")]
+            apart = [_apart([a[n] - b[n] for a, b in pairs]) for n in ("best_iou", "average_precision")]
             lines.append(f"| {name} | " + " | ".join([*cells, *apart]) + " |")
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
+
+
+MASKED = (("masks", "masks, train"), ("miou", "val mIoU"), ("background", "background"), ("precision", "precision"),
+          ("recall", "recall"), ("boundary_iou", "boundary IoU"))  # fmt: skip
+
+
+def masked(found: list[dict[str, Any]], first: str) -> str:
+    """A table for each scene: each arm's masks, and what the segmenter makes of them, paired with `first`."""
+    tables = []
+    for head, mine in _by_scene(found):
+        lines = [f"{head}:", "", "| arm | " + " | ".join(head for _, head in MASKED)
+                 + f" | over {first}: val mIoU |", "|---|" + "---|" * (len(MASKED) + 1)]  # fmt: skip
+        known = {(row["mask_arm"], row["seed"]): row for row in mine}
+        for name in dict.fromkeys(row["mask_arm"] for row in mine):
+            some = [row for row in mine if row["mask_arm"] == name]
+            cells = ["-" if some[0][n] is None else _mean([row[n] for row in some], n == "miou") for n, _ in MASKED]
+            apart = _apart([row["miou"] - known[first, row["seed"]]["miou"] for row in some if name != first])
+            lines.append(f"| {name} | " + " | ".join([*cells, apart]) + " |")
         tables.append("\n".join(lines))
     return "\n\n".join(tables)
 
@@ -289,6 +309,9 @@ def main(words: list[str]) -> None:
     fill(RESULTS.parent / "papers" / "mcof.md", arms(rows("arm")), "arms")
     fill(RESULTS.parent / "papers" / "dfs.md", variants(rows("variant"), "dfs"), "dfs")
     fill(RESULTS.parent / "papers" / "priors.md", priors(rows("prior")), "priors")
+    fill(RESULTS.parent / "papers" / "priors.md", masked(rows("mask_arm"), "tags alone"), "masked")
+    drawn = variants(rows("drawn_by"), "transfernet", "drawn_by")
+    fill(RESULTS.parent / "papers" / "transfernet.md", drawn, "drawn")
     fill(RESULTS.parent / "papers" / "mcof.md", posteriors(rows("kind")), "bayes")
     print(markdown(found))
 

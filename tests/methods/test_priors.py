@@ -91,6 +91,10 @@ def test_an_empty_file_of_picks_changes_nothing(made: Tiny, tmp_path: Path) -> N
 
 def test_picks_of_another_set_and_for_another_method_are_refused(made: Tiny, tmp_path: Path) -> None:
     file = tmp_path / "picks.csv"
+    sample = made.prepared.inputs.tagged.ids[0]
+    write_picks(file, {sample: "wider"})
+    with pytest.raises(UsageError, match="--picks: with masks=none nothing is learned from masks"):
+        plan_of(made, tmp_path, picks=file, sets=("masks=none",))
     write_picks(file, {"nowhere": "wider"})
     with pytest.raises(DataError, match="none of its 1 images"):
         plan_of(made, tmp_path, picks=file)

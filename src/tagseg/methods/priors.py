@@ -14,6 +14,7 @@ from tagseg.refine import prior_masks, superpixels
 from tagseg.segment import predict as segmented
 from tagseg.segment import train_prior
 from tagseg.store import Run
+from tagseg.types import UsageError
 
 TAKES_PICKS = True
 CANDIDATES = prior_masks.CANDIDATES
@@ -45,6 +46,9 @@ class Config:
 def fit(run: Run, inputs: Inputs, cfg: Config) -> Fitted:
     """See what the pretrained network responds to, share that out among the tags, segment with a loss that knows it."""
     tagged = inputs.tagged
+    if cfg.masks == "none" and inputs.picks is not None and len(inputs.picks):
+        raise UsageError("--picks: with masks=none nothing is learned from masks, so picks would change nothing; leave "
+                         "one of the two out")
     classifier = classify.train(run, tagged, inputs.pretrained, cfg.classifier)
     found = cam.maps(run, tagged, classifier, cfg.cam)
     point = operating_point.auto(run, tagged, classifier, found, cfg.point)
