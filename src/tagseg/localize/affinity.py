@@ -21,7 +21,7 @@ from tagseg.ops.affinity import offsets, path
 from tagseg.ops.geometry import align, resample, resize_labels
 from tagseg.store import Work, stage
 from tagseg.training.loop import Batch, learn
-from tagseg.training.schedule import Auto, Schedule, optimiser
+from tagseg.training.schedule import Schedule, Training, optimiser
 from tagseg.types import BACKGROUND, IGNORE, U8
 
 RADIUS: dict[str, int] = {"irn": 10, "psa": 5}  # cells, as in the authors' code
@@ -30,7 +30,7 @@ EPS = 1e-5  # the authors': keeps logarithms finite
 
 
 @dataclass(frozen=True)
-class Affinity:
+class Affinity(Training):
     """`form`: "irn" learns class boundaries, "psa" features of pairs; `radius` in cells, None is the form's own.
 
     A pretrained backbone is frozen in both forms (IRN passes it no gradient; PSA trains it at a tenth of the rate); one
@@ -48,9 +48,6 @@ class Affinity:
     augment: Augment = field(default_factory=lambda: Augment(scale=(0.75, 2.0)))
     schedule: Schedule = field(default_factory=lambda: Schedule(2.0, min_images=1200, max_images=3200, batch=8))
     positives: float = 0.5
-    seed: int | Auto = "auto"
-    device: str = "auto"
-    precision: str = "auto"
 
     BUDGETS: ClassVar[dict[str, dict[str, Any]]] = {
         "quick": {

@@ -22,12 +22,12 @@ from tagseg.nets.tag_head import TagHead
 from tagseg.ops import flattening, pooling
 from tagseg.store import Work, stage
 from tagseg.training.loop import Batch, Objective, Settings, learn
-from tagseg.training.schedule import Auto, Schedule, optimiser
+from tagseg.training.schedule import Schedule, Training, optimiser
 from tagseg.types import DataError
 
 
 @dataclass(frozen=True)
-class Classify:
+class Classify(Training):
     """`pooling` turns class maps into image scores: "gap" makes the maps exact CAMs, "lse" and "topk" seek peaks.
 
     `sampler`: channels of a 3x3 layer before the head, which `localize/expansion` can set in motion; "features": as
@@ -42,9 +42,6 @@ class Classify:
     topk_share: float = 0.1
     augment: Augment = field(default_factory=Augment)
     schedule: Schedule = field(default_factory=lambda: Schedule(epochs=16.0, max_images=8000))
-    seed: int | Auto = "auto"
-    device: str = "auto"
-    precision: str = "auto"
 
     BUDGETS: ClassVar[dict[str, dict[str, Any]]] = {
         "quick": {

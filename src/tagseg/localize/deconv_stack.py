@@ -17,21 +17,18 @@ from tagseg.localize.classify import tag_losses, taught
 from tagseg.localize.stack_net import Stack, StackNet, load, pooled, write
 from tagseg.store import Work, stage
 from tagseg.training.loop import Batch
-from tagseg.training.schedule import Auto, Schedule, steps
+from tagseg.training.schedule import Schedule, Training, steps
 
 BATCHES = 8  # batches that the choice of levels looks at
 
 
 @dataclass(frozen=True)
-class Heads:
+class Heads(Training):
     """Heads, norms and bias learn the tags while the encoder stands still."""
 
     stack: Stack = field(default_factory=Stack)
     augment: Augment = field(default_factory=Augment)
     schedule: Schedule = field(default_factory=lambda: Schedule(epochs=1.0, min_images=1600, max_images=4000))
-    seed: int | Auto = "auto"
-    device: str = "auto"
-    precision: str = "auto"
 
     BUDGETS: ClassVar[dict[str, dict[str, Any]]] = {
         "quick": {
@@ -47,7 +44,7 @@ class Heads:
 
 
 @dataclass(frozen=True)
-class Joint:
+class Joint(Training):
     """Everything learns: (1 - a) times the auxiliary branch's tag loss plus a times that of the maps.
 
     a rises linearly over the training, `share` says from where to where (self-transfer learning, arXiv 1602.01625).
@@ -58,9 +55,6 @@ class Joint:
     share: tuple[float, float] = (0.1, 0.9)
     augment: Augment = field(default_factory=Augment)
     schedule: Schedule = field(default_factory=lambda: Schedule(epochs=8.0, max_images=8000))
-    seed: int | Auto = "auto"
-    device: str = "auto"
-    precision: str = "auto"
 
     BUDGETS: ClassVar[dict[str, dict[str, Any]]] = {
         "quick": {

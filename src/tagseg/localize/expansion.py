@@ -28,7 +28,7 @@ from tagseg.localize.sampling_layers import (
 )
 from tagseg.store import Work, stage
 from tagseg.training.loop import Batch, Task, fit
-from tagseg.training.schedule import Auto, Schedule, optimiser, steps
+from tagseg.training.schedule import Schedule, Training, optimiser, steps
 from tagseg.types import UsageError
 
 CHANCE = float(np.log(2))
@@ -37,7 +37,7 @@ EVERY = 5  # steps between two looks at the area
 
 
 @dataclass(frozen=True)
-class Expand:
+class Expand(Training):
     """Ascent of the tag loss by the offsets alone: what counts is `alpha` times the rate.
 
     `ceiling`: the ascent stops where the tag loss goes over it; "guard" is `guard_ceiling`. `area`: it also stops where
@@ -53,9 +53,6 @@ class Expand:
     head: Literal["frozen", "train"] = "frozen"
     augment: Augment = field(default_factory=Augment)
     schedule: Schedule = field(default_factory=lambda: descent(0.1, epochs=1.0, max_images=4000))
-    seed: int | Auto = "auto"
-    device: str = "auto"
-    precision: str = "auto"
 
     BUDGETS: ClassVar[dict[str, dict[str, Any]]] = {
         "quick": {"augment": Augment(size=96, colour=0.1), "schedule": descent(0.1, epochs=1.0, batch=32)},

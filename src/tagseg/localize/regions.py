@@ -21,7 +21,7 @@ from tagseg.nets.region_net import SIDE, Form, RegionNet
 from tagseg.ops import regions
 from tagseg.store import Work, stage
 from tagseg.training.loop import Batch, learn
-from tagseg.training.schedule import Auto, Schedule, optimiser
+from tagseg.training.schedule import Schedule, Training, optimiser
 from tagseg.types import BACKGROUND, F64, I32, I64, IGNORE, U8
 
 Size = tuple[int, int]
@@ -29,7 +29,7 @@ FEW = 8  # background regions that an image without labelled objects gives
 
 
 @dataclass(frozen=True)
-class Regions:
+class Regions(Training):
     """`form`: how a region is read, see nets/region_net; "roi_mask" (Fast R-CNN with masks) is the paper's, likely.
 
     `most`: at most so many regions of one class in an image. `bg_sample`: "balanced" takes no more background regions
@@ -46,9 +46,6 @@ class Regions:
     augment: Augment = field(default_factory=lambda: Augment(scale=(0.75, 2.0)))
     schedule: Schedule = field(default_factory=lambda: Schedule(2.0, min_images=1200, max_images=3200, batch=8))
     positives: float = 0.5
-    seed: int | Auto = "auto"
-    device: str = "auto"
-    precision: str = "auto"
 
     BUDGETS: ClassVar[dict[str, dict[str, Any]]] = {
         "quick": {

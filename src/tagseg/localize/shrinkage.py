@@ -30,14 +30,14 @@ from tagseg.ops.flattening import area, by_peak
 from tagseg.ops.scores import EPS
 from tagseg.store import Work, stage
 from tagseg.training.loop import Batch
-from tagseg.training.schedule import Auto, Schedule
+from tagseg.training.schedule import Schedule, Training
 from tagseg.types import UsageError
 
 Kind = Literal["detached_max", "max", "fixed_max", "start_max", "local_max", "sigmoid"]
 
 
 @dataclass(frozen=True)
-class Second:
+class Second(Training):
     """The second layer and head learn the tags on the widened, flattened features. `width`: channels of the layer, or
     as many as the first one has. Both are new, so both learn at `schedule.head_lr`.
     """
@@ -45,9 +45,6 @@ class Second:
     width: int | Literal["first"] = "first"
     augment: Augment = field(default_factory=Augment)
     schedule: Schedule = field(default_factory=lambda: Schedule(2.0, min_images=1600, max_images=4000))
-    seed: int | Auto = "auto"
-    device: str = "auto"
-    precision: str = "auto"
 
     BUDGETS: ClassVar[dict[str, dict[str, Any]]] = {
         "quick": {
@@ -64,7 +61,7 @@ class Second:
 
 
 @dataclass(frozen=True)
-class Shrink:
+class Shrink(Training):
     """Descent of tag loss plus `weight` times the area of the maps by the second layer's offsets.
 
     `area`: what a map is divided by before its mean is taken: its maximum without ("detached_max") or with ("max") a
@@ -83,9 +80,6 @@ class Shrink:
     head: Literal["frozen", "train", "layer"] = "frozen"
     augment: Augment = field(default_factory=Augment)
     schedule: Schedule = field(default_factory=lambda: descent(0.02, epochs=1.0, max_images=4000))
-    seed: int | Auto = "auto"
-    device: str = "auto"
-    precision: str = "auto"
 
     BUDGETS: ClassVar[dict[str, dict[str, Any]]] = {
         "quick": {"augment": Augment(size=96, colour=0.1), "schedule": descent(0.02, epochs=2.0, batch=32)},

@@ -22,14 +22,14 @@ from tagseg.nets.deeplab import DeepLabV3Plus, LargeFov, Segmenter
 from tagseg.ops.geometry import align, resample
 from tagseg.store import Work, stage
 from tagseg.training.loop import Batch, learn
-from tagseg.training.schedule import Auto, Schedule, optimiser
+from tagseg.training.schedule import Schedule, Training, optimiser
 from tagseg.types import IGNORE
 
 Head = Literal["v3plus", "largefov"]
 
 
 @dataclass(frozen=True)
-class Segment:
+class Segment(Training):
     """`head`: "v3plus" (DeepLab v3+, fine features joined) or "largefov"; `positives`: least share of tagged draws.
 
     `balance`: each class counts by 1/sqrt of its share of labelled pixels; without it rare classes are learned last.
@@ -47,9 +47,6 @@ class Segment:
     positives: float = 0.5
     balance: bool = True
     undo: float = added(0.0)
-    seed: int | Auto = "auto"
-    device: str = "auto"
-    precision: str = "auto"
 
     BUDGETS: ClassVar[dict[str, dict[str, Any]]] = {
         "quick": {

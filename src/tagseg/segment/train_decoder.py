@@ -20,7 +20,7 @@ from tagseg.nets.attention_decoder import Encoded, Shape, TransferNet
 from tagseg.nets.backbones import build
 from tagseg.store import Work, stage
 from tagseg.training.loop import Batch, learn
-from tagseg.training.schedule import Auto, Schedule, optimiser
+from tagseg.training.schedule import Schedule, Training, optimiser
 from tagseg.types import IGNORE, DataError
 
 Size = tuple[int, int]
@@ -29,7 +29,7 @@ BRIGHT = 0.999  # the share of features that shall lie under 1
 
 
 @dataclass(frozen=True)
-class Attend:
+class Attend(Training):
     """Attention and the classifier of what it looks at learn the tags of both sets; the decoder is not there yet.
 
     `scale`: what features are multiplied by; "measured": so that .999 of them lie under 1.
@@ -39,9 +39,6 @@ class Attend:
     scale: float | Literal["measured"] = "measured"
     augment: Augment = field(default_factory=Augment)
     schedule: Schedule = field(default_factory=lambda: Schedule(4.0, min_images=2400, max_images=8000, batch=8))
-    seed: int | Auto = "auto"
-    device: str = "auto"
-    precision: str = "auto"
 
     BUDGETS: ClassVar[dict[str, dict[str, Any]]] = {
         "quick": {
@@ -59,7 +56,7 @@ class Attend:
 
 
 @dataclass(frozen=True)
-class Draw:
+class Draw(Training):
     """The decoder learns the outlines of the other classes, attention goes on learning the tags of all.
 
     `tags`, `masks`: weights of the two losses. `attention`: it goes on learning, by both, or stays as it was.
@@ -70,9 +67,6 @@ class Draw:
     attention: Literal["learns", "frozen"] = "learns"
     augment: Augment = field(default_factory=Augment)
     schedule: Schedule = field(default_factory=lambda: Schedule(6.0, min_images=4000, max_images=12000, batch=8))
-    seed: int | Auto = "auto"
-    device: str = "auto"
-    precision: str = "auto"
 
     BUDGETS: ClassVar[dict[str, dict[str, Any]]] = {
         "quick": {

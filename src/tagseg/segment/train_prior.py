@@ -22,12 +22,12 @@ from tagseg.ops.geometry import resample
 from tagseg.segment.train import Head, described, make, outputs, pixels_of
 from tagseg.store import Work, stage
 from tagseg.training.loop import Batch, learn
-from tagseg.training.schedule import Auto, Schedule, optimiser
+from tagseg.training.schedule import Schedule, Training, optimiser
 from tagseg.types import IGNORE, U8, DataError
 
 
 @dataclass(frozen=True)
-class SegmentPrior:
+class SegmentPrior(Training):
     """`lse_r`: small spreads a class over its region, large raises its best pixels. `loss_grid`: probabilities are
     brought to the masks ("full"), or masks to the network's grid ("stride", where they cover over half of a cell).
     `empty`: a term whose region is empty is left out ("skip") or goes over the whole image ("fallback"); a tag without
@@ -44,9 +44,6 @@ class SegmentPrior:
     augment: Augment = field(default_factory=lambda: Augment(scale=(0.7, 1.5)))
     schedule: Schedule = field(default_factory=lambda: Schedule(4.0, min_images=2400, max_images=6000, batch=8))
     positives: float = 0.5
-    seed: int | Auto = "auto"
-    device: str = "auto"
-    precision: str = "auto"
 
     BUDGETS: ClassVar[dict[str, dict[str, Any]]] = {
         "quick": {

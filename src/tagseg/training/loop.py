@@ -52,7 +52,7 @@ class Task:
 
 
 class Settings(Protocol):
-    """What the config of every stage that trains holds."""
+    """What the config of every stage that trains holds: `Training` and a schedule."""
 
     @property
     def schedule(self) -> Schedule: ...

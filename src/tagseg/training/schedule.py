@@ -38,6 +38,15 @@ class Schedule:
     checkpoint_seconds: float = config.unkeyed(30.0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What every config of a stage that trains has beside its own settings and a schedule."""
+
+    seed: int | Auto = "auto"
+    device: str = "auto"
+    precision: str = "auto"
+
+
 @dataclass(frozen=True)
 class Recipe:
     """What a backbone's weights are known to take (data sheets of the weights; measured, docs/decisions.md)."""
