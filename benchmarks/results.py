@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -302,6 +303,28 @@ def plot(found: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
+def plot_rounds(found: list[dict[str, Any]], path: Path) -> None:
+    """Precision, recall and mIoU of each arm's segmenters on val by round, a row for each scene; means over seeds."""
+    found = [row for row in found if row["images"] == "val"]
+    scenes, names = list(dict.fromkeys(row["scene"] for row in found)), list(dict.fromkeys(row["arm"] for row in found))
+    figure = Figure(figsize=(9, 2.9 * len(scenes)))
+    FigureCanvasAgg(figure)
+    panes = figure.subplots(len(scenes), 3, squeeze=False, sharex=True)
+    colours = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#555555")
+    for (scene, row), (name, colour) in product(zip(scenes, panes, strict=True), zip(names, colours, strict=False)):
+        mine = [r for r in found if (r["scene"], r["arm"]) == (scene, name)]
+        rounds = sorted({r["round"] for r in mine})
+        for axes, key in zip(row, ("precision", "recall", "miou"), strict=True):
+            means = [float(np.mean([r[key] for r in mine if r["round"] == t])) for t in rounds]
+            axes.plot(rounds, means, color=colour, marker="o", ms=4, lw=2 if name == names[0] else 1, label=name)
+            axes.set_title(f"{scene}: {'mIoU' if key == 'miou' else key}", fontsize=10)
+            axes.set_xticks(sorted({r["round"] for r in found}))
+    panes[-1][1].set_xlabel("round")
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
+    figure.legend(*panes[0][0].get_legend_handles_labels(), ncols=4, loc="lower center", frameon=False, fontsize=8)
+    figure.savefig(path, dpi=100)
+
+
 def fill(page: Path, text: str, name: str = "results") -> None:
     """Put the table between the markers of that name on a page."""
     head, start, rest = page.read_text().partition(f"<!-- {name} -->")
@@ -333,6 +356,7 @@ def main(words: list[str]) -> None:
     iterated = latest(rows("arm"), "scene", "seed", "arm", "round", "what", "images")
     fill(RESULTS.parent / "papers" / "mcof.md", arms(iterated), "arms")
     fill(RESULTS.parent / "papers" / "mcof.md", pairs(iterated, "mcof"), "pairs")
+    plot_rounds(iterated, RESULTS.parent / "img" / "mcof-rounds.png")
     fill(RESULTS.parent / "papers" / "dfs.md", variants(rows("variant"), "dfs"), "dfs")
     fill(RESULTS.parent / "papers" / "priors.md", priors(rows("prior")), "priors")
     fill(RESULTS.parent / "papers" / "priors.md", masked(rows("mask_arm"), "tags alone"), "masked")
