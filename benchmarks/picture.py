@@ -14,6 +14,7 @@ from PIL import Image
 
 from tagseg.report.pictures import contact_sheet
 
+LARGEST = 300_000  # bytes of a picture in docs/img
 COLUMNS = ("photo", "truth", "map", "pseudo mask", "prediction")
 
 
@@ -23,7 +24,10 @@ def main(run: Path, out: Path, groups: dict[str, int], columns: tuple[str, ...] 
     pictures = [[np.asarray(Image.open(run / dict(row["panels"])[name])) for name in columns] for row in chosen]
     sheet = Image.fromarray(contact_sheet(pictures, columns, side=200))
     out.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(out, quality=85, optimize=True)
+    for quality in (85, 80, 75, 70):
+        sheet.save(out, quality=quality, optimize=True)
+        if out.stat().st_size < LARGEST:
+            break
     print(f"{out}: {sheet.width}x{sheet.height}, {out.stat().st_size // 1000} kB, {len(chosen)} rows")
 
 
