@@ -21,7 +21,7 @@ from tagseg.refine import crf
 from tagseg.store import Artifact, Run, Work, stage
 from tagseg.types import ClassMaps
 
-BASE, TIMES, SWEEPS = 12, (1, 4, 16), 2
+BASE, TIMES, SWEEPS = 36, (1, 4, 16), 2  # two chunks of 64 images are held at once: memory is full from 4x on
 CLASSES = (8, 32, 128)
 NOISE_MB = 4  # what the allocator alone makes of one and the same call
 Stage = Callable[[Run, TaggedSet, "Inputs"], Artifact]
