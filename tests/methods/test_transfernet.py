@@ -120,6 +120,8 @@ def test_what_cannot_be_adapted_says_so(made: Tiny, trained: Tiny, tmp_path: Pat
         runs.plan(asked(tmp_path / "b", data=THIN, aux=None, adapt=trained.out))
     with pytest.raises(UsageError, match="holds no trained model"):
         runs.plan(asked(tmp_path / "c", data=THIN, aux=None, adapt=tmp_path / "nowhere"))
+    with pytest.raises(UsageError, match="leave --aux out"):
+        runs.plan(asked(tmp_path / "e", data=THIN, adapt=made.out))
     with pytest.raises(DataError, match="expected two or more"):
         runs.run(asked(tmp_path / "d", data="scenes:lesions?train=24&val=12&size=48", aux=None, adapt=made.out))
 
@@ -144,8 +146,27 @@ def test_both_sides_come_out_of_one_folder(tmp_path: Path) -> None:
     assert any("was looked at and left out" in s for s in ledger(ignoring))
     with pytest.raises(UsageError, match=f"the classes {names[0]} are among those that are asked for"):
         runs.plan(replace(request, aux_only=(names[0], names[3])))
+    with pytest.raises(UsageError, match="found no --aux, expected the folder they"):
+        runs.plan(tiny.request(tmp_path / "e", aux_only=names[2:]))
     with pytest.raises(UsageError, match="--aux-rest gone: expected one of background, drop, ignore"):
         runs.plan(replace(request, aux_rest="gone"))
+
+
+def test_masks_of_val_images_are_left_out_or_told(tmp_path: Path) -> None:
+    folder, names = tiny.photos(tmp_path / "photos", count=24), preset("basic").classes
+    for split, rows in (("train", range(16)), ("val", range(16, 24))):
+        (folder / "splits").mkdir(exist_ok=True)
+        (folder / "splits" / f"{split}.txt").write_text("".join(f"{k:03d}.png\n" for k in rows))
+    request = asked(tmp_path / "out" / "run", data=str(folder), aux=str(folder), aux_only=names[2:], train=("train",),
+                    val=("val",), reading=Reading(only=names[:2]))  # fmt: skip
+    prepared = runs.plan(request)[1]
+    assert prepared.inputs.aux is not None
+    assert len(prepared.inputs.aux.tagged) == 16
+    assert not any("--aux" in line for line in prepared.warnings)
+    leaking = runs.plan(replace(request, aux_splits=("train", "val")))[1]
+    assert leaking.inputs.aux is not None
+    assert len(leaking.inputs.aux.tagged) == 24
+    assert any("8 images are in --aux and in val" in line for line in leaking.warnings)
 
 
 def test_attention_that_is_frozen_stays_as_it_was(made: Tiny) -> None:

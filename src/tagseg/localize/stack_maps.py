@@ -16,7 +16,7 @@ from tagseg.inference import Network, Views, coarser, count, predict
 from tagseg.localize import findings as found
 from tagseg.localize.stack_net import StackNet, by_class, load, pooled
 from tagseg.ops.geometry import resample
-from tagseg.ops.scores import normalise
+from tagseg.ops.scores import normalise, or_best
 from tagseg.store import Work, stage
 from tagseg.types import F32, Bool, ClassMaps
 
@@ -69,10 +69,7 @@ def findings(work: Work, images: TaggedSet, stack: Weights, cfg: StackMaps) -> N
 
 def likely(logits: F32, forced: bool) -> Bool:
     """Which classes (C,) an image has by its scores; the best one where none is above 0 and one is `forced`."""
-    found: Bool = logits > 0
-    if forced and not found.any():
-        found[logits.argmax()] = True
-    return found
+    return or_best(logits > 0, logits, forced)
 
 
 def _write(work: Work, images: TaggedSet, network: Network, cfg: StackMaps,

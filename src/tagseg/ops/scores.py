@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Float32, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Int64, UInt8
 
 from tagseg.types import BACKGROUND, IGNORE, DataError
 
@@ -35,6 +35,13 @@ def merge(raw: Sequence[Float[np.ndarray, "k h w"]], eps: float = EPS) -> Float3
     for one in raw[1:]:
         total += np.maximum(one, 0, dtype=np.float32)
     return normalise(total, eps)
+
+
+def or_best(found: Bool[np.ndarray, " c"], scores: Float[np.ndarray, " c"], forced: bool) -> Bool[np.ndarray, " c"]:
+    """The classes `found` in an image; the one of the best score where there is none and one is `forced`."""
+    if forced and not found.any():
+        found[scores.argmax()] = True
+    return found
 
 
 def winners(scores: Float[np.ndarray, "k h w"], classes: Int64[np.ndarray, " k"],

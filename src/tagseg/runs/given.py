@@ -28,10 +28,18 @@ def given_saliency(request: Request, method: ModuleType) -> SaliencyFolder | Non
     return open_saliency(request.saliency, request.saliency_from or "")
 
 
-def given_aux(request: Request, method: ModuleType, tagged: TaggedSet) -> OtherMasks | None:
-    """The masks of other classes, which some methods cannot do without and the others do not look at."""
+def given_aux(request: Request, method: ModuleType, tagged: TaggedSet, val: TaggedSet | None) -> OtherMasks | None:
+    """The masks of other classes, which some methods cannot do without and the others do not look at.
+
+    Without --aux-splits the images of val, told by content, are left out: outlines of their other classes would say
+    where the target's are not.
+    """
     needs = getattr(method, "NEEDS_AUX", False)
+    if request.aux is None and (request.aux_splits or request.aux_only or request.aux_rest != "background"):
+        raise UsageError("--aux-splits, --aux-only, --aux-rest: found no --aux, expected the folder they are about")
     if request.adapt is not None:
+        if request.aux is not None:
+            raise UsageError("adapt: the decoder stays as it is and looks at no more masks; leave --aux out")
         return None  # what its masks were of is in the model
     if request.aux is None:
         if needs:
@@ -45,6 +53,9 @@ def given_aux(request: Request, method: ModuleType, tagged: TaggedSet) -> OtherM
     found = open_set(request.aux, splits, how).truth
     if found is None:
         raise DataError(f"--aux {request.aux}: found no masks/ID.png for its images, expected masks of other classes")
+    if val is not None and not request.aux_splits:
+        held = {val.source.digest(i) for i in val.ids}
+        found = found.select([i for i in found.ids if found.tagged.source.digest(i) not in held])
     if request.aux_rest not in RESTS:
         raise UsageError(f"--aux-rest {request.aux_rest}: expected one of {', '.join(RESTS)}")
     return of_other_classes(found, tagged.classes, request.aux_only, request.aux_rest)

@@ -91,13 +91,14 @@ def prepare(request: Request) -> Prepared:
     if given is not None:
         check_maps(given, tagged.images(), request.workers)
     picks, passed = given_picks(request, method, tagged)
-    aux = given_aux(request, method, tagged)
+    aux = given_aux(request, method, tagged, val.images if val else None)
     trained = given_model(request, method, tagged)
     inputs = Inputs(tagged, find(request.weights, expected=backbone), aux, given, picks, trained)
     warnings = (
         *opened.warnings,
         *(val.warnings if val else ()),
         *shared_images(tagged, val.images if val else None),
+        *shared_images(aux.tagged if aux else None, val.images if val else None, "--aux"),
         *mask_warnings(truth, bad, "training"),
         *mask_warnings(val_truth, val_bad, "val"),
         *passed,
@@ -274,16 +275,16 @@ def device_text(device: str, precision: str) -> str:
     return f"cpu ({cpu_name()}, {torch.get_num_threads()} threads, {precision})"
 
 
-def shared_images(train: TaggedSet, val: TaggedSet | None) -> tuple[str, ...]:
-    """The leak that is found by content: one image in both train and val."""
-    if val is None:
+def shared_images(train: TaggedSet | None, val: TaggedSet | None, what: str = "train") -> tuple[str, ...]:
+    """The leak that is found by content: one image in both train and val, or in val and among other classes' masks."""
+    if train is None or val is None:
         return ()
     known = {train.source.digest(i): i for i in train.ids}
     twice = [(known[d], i) for i in val.ids if (d := val.source.digest(i)) in known]
     if not twice:
         return ()
     return (
-        f"{len(twice)} images are in train and in val, for example {twice[0][0]!r} and {twice[0][1]!r}: "
+        f"{len(twice)} images are in {what} and in val, for example {twice[0][0]!r} and {twice[0][1]!r}: "
         "the val numbers are too good",
     )
 

@@ -16,6 +16,7 @@ from tagseg.data.index import TaggedSet
 from tagseg.inference import coarser, net_shape, one_thread, resized
 from tagseg.nets.attention_decoder import TransferNet, foreground_share
 from tagseg.ops.geometry import resample
+from tagseg.ops.scores import or_best
 from tagseg.segment.train_decoder import load
 from tagseg.store import Work, stage
 from tagseg.types import F32, F64, U8, Bool, ClassMaps
@@ -78,10 +79,7 @@ def predicted(work: Work, images: TaggedSet, model: Weights, scores: Scores, cfg
 
 def told(scores: F64, least: float, forced: bool) -> Bool:
     """Which classes (C,) reach a score; the best one where none does and one is `forced`."""
-    found: Bool = scores >= least
-    if forced and not found.any():
-        found[scores.argmax()] = True
-    return found
+    return or_best(scores >= least, scores, forced)
 
 
 def _write(work: Work, images: TaggedSet, model: TransferNet, cfg: Drawn, present: Callable[[str], Bool],
