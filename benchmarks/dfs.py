@@ -9,7 +9,6 @@ below it the command is VOID, fails and leaves no rows. Rows go to docs/results/
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks.esol import scored
-from benchmarks.results import RESULTS
+from benchmarks.results import append
 from tagseg.artifacts import MapSet, Weights
 from tagseg.data.index import TaggedSet
 from tagseg.inference import Views
@@ -168,9 +167,8 @@ def main() -> None:
                 for row in measured(preset, int(seed), asked.cache or Path(place), asked.only, at)]  # fmt: skip
     faults = void(rows)
     print("\n".join(faults) or "ok")
-    if not (faults or asked.only) and at and not at.endswith("+dirty"):
-        with open(RESULTS / "dfs_scenes.jsonl", "a") as file:
-            file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+    if not (faults or asked.only):
+        append("dfs_scenes.jsonl", rows, at)
     raise SystemExit(1 if faults else 0)
 
 

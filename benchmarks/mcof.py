@@ -10,7 +10,6 @@ docs/results/mcof_scenes.jsonl from a clean tree.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from benchmarks.results import RESULTS
+from benchmarks.results import append
 from tagseg.artifacts import LabelSet, SuperpixelSet, Weights, write_labels
 from tagseg.data.index import MaskedSet, TaggedSet
 from tagseg.evaluate import measure
@@ -307,9 +306,8 @@ def main() -> None:
                     for row in iterated(preset, int(seed), asked, asked.cache or Path(place), at)]  # fmt: skip
         print(summary(rows))
     print("\n".join(faults) or "ok")
-    if not (faults or asked.only or asked.set or asked.gates) and at and not at.endswith("+dirty"):
-        with open(RESULTS / "mcof_scenes.jsonl", "a") as file:
-            file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+    if not (faults or asked.only or asked.set or asked.gates):
+        append("mcof_scenes.jsonl", rows, at)
     raise SystemExit(1 if faults else 0)
 
 

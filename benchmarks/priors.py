@@ -12,7 +12,6 @@ docs/results/priors_scenes.jsonl from a clean tree.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +25,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from benchmarks.mcof import Truth, true
-from benchmarks.results import RESULTS
+from benchmarks.results import append
 from benchmarks.saliency import curve, found_in
 from benchmarks.saliency import scored as f_scored
 from tagseg.artifacts import LabelSet, MapSet, Weights, write_labels
@@ -322,9 +321,8 @@ def main() -> None:
                      for row in trained(preset, int(seed), cache, weights, given.only, at)]  # fmt: skip
     faults = gates(rows)
     print("\n".join(faults) or "ok")
-    if at and not at.endswith("+dirty") and not (given.only or given.gates):
-        with open(RESULTS / "priors_scenes.jsonl", "a") as file:
-            file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+    if not (given.only or given.gates):
+        append("priors_scenes.jsonl", rows, at)
     raise SystemExit(1 if faults else 0)
 
 

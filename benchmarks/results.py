@@ -45,6 +45,13 @@ def add(run: Path) -> str:
     return f"{run}: added to {file.name}"
 
 
+def append(name: str, rows: list[dict[str, Any]], at: str | None) -> None:
+    """Keep rows of a diagnostic in docs/results/NAME, if they were made from a clean tree (`at`, its commit)."""
+    if at and not at.endswith("+dirty"):
+        with open(RESULTS / name, "a") as file:
+            file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+
+
 def curves(run: Path) -> Path:
     """The threshold curves of a run: what was measured, what the rule saw without truth, and both operating points."""
     document = json.loads((run / "report.json").read_text())

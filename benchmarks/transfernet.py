@@ -9,7 +9,6 @@ the wrong class collapse. Rows go to docs/results/transfernet_scenes.jsonl from 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ import numpy as np
 from benchmarks.dfs import ACCURATE, accuracy, seen
 from benchmarks.dfs import line as one_line
 from benchmarks.esol import scored
-from benchmarks.results import RESULTS
+from benchmarks.results import append
 from tagseg.artifacts import MapSet, Weights
 from tagseg.data.chosen import ChosenMasks
 from tagseg.data.index import MaskedSet, TaggedSet
@@ -217,9 +216,8 @@ def main() -> None:
                 for row in measured(int(seed), asked.cache or Path(place), asked.only, at)]  # fmt: skip
     wrong = faults(rows)
     print("\n".join(wrong) or "ok")
-    if not (wrong or asked.only) and at and not at.endswith("+dirty"):
-        with open(RESULTS / "transfernet_scenes.jsonl", "a") as file:
-            file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+    if not (wrong or asked.only):
+        append("transfernet_scenes.jsonl", rows, at)
     raise SystemExit(1 if wrong else 0)
 
 
