@@ -3,7 +3,8 @@
 From one tag classifier for each scene and seed every arm trains its own stack. Maps of val images whose tags are given
 are scored by pixels of present classes, at the best cut and by ranking alone (`benchmarks.esol.scored`), tags by how
 many of them the arm tells right without being given any. Precondition of section 8: tag accuracy of .95 in every arm;
-below it the command is VOID, fails and leaves no rows. Rows go to docs/results/dfs_scenes.jsonl from a clean tree.
+below it the command is VOID, fails and leaves no rows. Arms of `MORE` run on one scene alone, for their cost. Rows go
+to docs/results/dfs_scenes.jsonl from a clean tree.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ PRESETS = ("lesions", "thin", "basic")
 TRAIN, VAL = 768, 192
 SHOWN = 144  # one and a half times the training size, for every arm
 ACCURATE = 0.95  # precondition
-LENGTHS = {"classifier": 24000, "heads": 3000, "joint": 9000}
+LENGTHS = {"classifier": 12000, "heads": 1500, "joint": 4500}
 LONGER = LENGTHS["heads"] + LENGTHS["joint"]  # images that the stacks see beyond the classifier's: cam gets them, too
 SETS = (
     "classifier.stride=16",
@@ -57,16 +58,19 @@ ARMS = {
     "heads alone": Arm(joint=None),
     "average pooling": Arm({"pool": "avg"}),
     "top 2 levels": Arm({"levels": (4, 5)}),
-    "levels 2 to 5": Arm({"levels": (2, 3, 4, 5)}),
-    "greedy levels": Arm({"select": "greedy"}),
     "hypercolumn": Arm({"source": "encoder"}),
     "free filters": Arm({"tie": "free"}),
     "nearest for switches": Arm({"unpool": "nearest"}),
+    "no smoothing": Arm(maps={"smooth": 0.0}),
+    "smoothing of 2 cells": Arm(maps={"smooth": 2.0}),
+}
+MORE_ON = "thin"
+MORE = {
+    "levels 2 to 5": Arm({"levels": (2, 3, 4, 5)}),
+    "greedy levels": Arm({"select": "greedy"}),
     "mask for relu": Arm({"rectify": "mask"}),
     "a top for each class": Arm({"top": "class"}),
     "no auxiliary branch": Arm(joint={"aux": "none"}),
-    "no smoothing": Arm(maps={"smooth": 0.0}),
-    "smoothing of 2 cells": Arm(maps={"smooth": 2.0}),
 }
 CAMS = {"CAM": {}, "CAM, log-sum-exp": {"pooling": "lse"}, "CAM, trained as long": {"longer": LONGER}}
 
@@ -100,11 +104,12 @@ def cams(run: Run, prepared: Prepared, val: TaggedSet) -> Iterator[tuple[str, Ma
         yield name, cam.maps(run, val, weights, looked), accuracy(scores, val.tags), weights
 
 
-def stacks(run: Run, prepared: Prepared, val: TaggedSet, wanted: str) -> Iterator[tuple[str, MapSet, float, Weights]]:
+def stacks(run: Run, prepared: Prepared, val: TaggedSet, arms: dict[str, Arm],
+           wanted: str) -> Iterator[tuple[str, MapSet, float, Weights]]:
     """The same of every arm."""
     cfg, tagged = prepared.cfg, prepared.inputs.tagged
     classifier = classify.train(run, tagged, prepared.inputs.pretrained, cfg.classifier)
-    for name, arm in ARMS.items():
+    for name, arm in arms.items():
         if wanted and name not in wanted.split(","):
             continue
         stack = replace(cfg.heads.stack, **arm.stack)
@@ -128,7 +133,8 @@ def measured(preset: str, seed: int, cache: Path, wanted: str, at: str | None) -
     truth = prepared.val.truth
     val = truth.without_masks()
     rows, start = list[Row](), time.monotonic()
-    for arms in (cams(run, prepared, val), stacks(run, prepared, val, wanted)):
+    chosen = ARMS | (MORE if preset == MORE_ON else {})
+    for arms in (cams(run, prepared, val), stacks(run, prepared, val, chosen, wanted)):
         for name, found, right, weights in arms:
             rows.append({"scene": preset, "seed": seed, "variant": name, "tag_accuracy": right,
                          "levels": weights.meta.get("stack", {}).get("levels"), **scored(found, truth), "commit": at,
