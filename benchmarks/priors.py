@@ -218,7 +218,8 @@ def arms(start: Start) -> Iterator[tuple[str, LabelSet | None, Weights]]:
     pretrained, cfg = start.prepared.inputs.pretrained, start.prepared.cfg.segmenter
     yield "tags alone", None, train_prior.weak(start.run, start.tagged, pretrained, cfg)
     for r in SHARPNESS:  # the baseline is searched as far as the method
-        yield f"tags alone, r = {r:g}", None, train_prior.weak(start.run, start.tagged, pretrained, replace(cfg, lse_r=r))
+        sharper = replace(cfg, lse_r=r)
+        yield f"tags alone, r = {r:g}", None, train_prior.weak(start.run, start.tagged, pretrained, sharper)
     whole = start.masks()
     yield "multi", whole, start.trained("multi", whole)
     yield "binary", (both := start.masks("binary")), start.trained("binary", both)
