@@ -91,9 +91,11 @@ def seen(model: torch.nn.Module, preprocess: Any, tagged: TaggedSet, read: Any, 
     return np.stack(rows)
 
 
-def cams(run: Run, prepared: Prepared, val: TaggedSet) -> Iterator[tuple[str, MapSet, float, Weights]]:
+def cams(run: Run, prepared: Prepared, val: TaggedSet, wanted: str) -> Iterator[tuple[str, MapSet, float, Weights]]:
     """Class activation maps of the same network: name, maps, tag accuracy, weights."""
     for name, change in CAMS.items():
+        if wanted and name not in wanted.split(","):
+            continue
         cfg, change = prepared.cfg.classifier, dict(change)
         more = cfg.schedule.max_images + int(change.pop("longer", 0))
         cfg = replace(cfg, schedule=replace(cfg.schedule, min_images=more, max_images=more), **change)
@@ -134,7 +136,7 @@ def measured(preset: str, seed: int, cache: Path, wanted: str, at: str | None) -
     val = truth.without_masks()
     rows, start = list[Row](), time.monotonic()
     chosen = ARMS | (MORE if preset == MORE_ON else {})
-    for arms in (cams(run, prepared, val), stacks(run, prepared, val, chosen, wanted)):
+    for arms in (cams(run, prepared, val, wanted), stacks(run, prepared, val, chosen, wanted)):
         for name, found, right, weights in arms:
             rows.append({"scene": preset, "seed": seed, "variant": name, "tag_accuracy": right,
                          "levels": weights.meta.get("stack", {}).get("levels"), **scored(found, truth), "commit": at,
@@ -165,8 +167,11 @@ def main() -> None:
     words.add_argument("--presets", default=",".join(PRESETS))
     words.add_argument("--seeds", default="0,1,2")
     words.add_argument("--only", default="", help="arms, separated by commas; no rows")
+    words.add_argument("--gates", action="store_true", help="the precondition alone: one arm, one scene, one seed")
     words.add_argument("--cache", type=Path, default=None)
     asked = words.parse_args()
+    if asked.gates:
+        asked.presets, asked.seeds, asked.only = PRESETS[0], "0", "dfs"
     at = commit()
     with tempfile.TemporaryDirectory() as place:
         rows = [row for preset in asked.presets.split(",") for seed in asked.seeds.split(",")

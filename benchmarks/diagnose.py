@@ -18,7 +18,7 @@ from pathlib import Path
 
 KILLS = 12
 MINIMUM = 8
-DIAGNOSTICS = (("benchmarks.esol", "--gates"), ("benchmarks.mcof", "--gates"), ("benchmarks.priors", "--gates"))
+DIAGNOSTICS = tuple((f"benchmarks.{method}", "--gates") for method in ("dfs", "esol", "mcof", "priors", "transfernet"))
 DATA = "scenes:basic?train=12&val=12&size=48"
 SMALL = (
     "classifier.augment.size=48",

@@ -146,7 +146,8 @@ def all_arms(start: Start, wanted: str) -> Iterator[tuple[str, Any, MaskedSet]]:
     truth, cfg = start.truth, start.prepared.cfg
     val = truth.without_masks()
     looked = cam.Cam(Views(size=SHOWN), grid=1, device=cfg.classifier.device, precision=cfg.classifier.precision)
-    yield "CAM of the encoder", cam.maps(start.run, among(val, start.classes), start.encoder, looked), truth
+    if not wanted or "CAM of the encoder" in wanted.split(","):
+        yield "CAM of the encoder", cam.maps(start.run, among(val, start.classes), start.encoder, looked), truth
     for name, arm in ARMS.items():
         if wanted and name not in wanted.split(","):
             continue
@@ -208,8 +209,11 @@ def main() -> None:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--seeds", default="0,1,2")
     words.add_argument("--only", default="", help="arms, separated by commas; no rows")
+    words.add_argument("--gates", action="store_true", help="precondition and gate alone: one arm, one seed")
     words.add_argument("--cache", type=Path, default=None)
     asked = words.parse_args()
+    if asked.gates:
+        asked.seeds, asked.only = "0", "transfernet"
     at = commit()
     with tempfile.TemporaryDirectory() as place:
         rows = [row for seed in asked.seeds.split(",")
