@@ -71,12 +71,28 @@ def test_small_shares_are_told_apart() -> None:
     np.testing.assert_allclose(centres()[bins(shares[1:-1])], shares[1:-1], rtol=0.01)
 
 
+@pytest.mark.parametrize("scale", [0.3, 1.0, 8.0])
+def test_average_precision_does_not_hang_on_how_far_scores_lie_apart(scale: float) -> None:
+    rng = np.random.default_rng(0)
+    truth = (rng.random((300, 400)) < 0.02).astype(np.uint8)
+    scores = scale * (rng.normal(size=truth.shape) + 3 * truth)
+    said = (1 + scores / (8 + np.abs(scores))) / 2  # as `localize.findings.shares`
+    tally = FindingTally()
+    tally.add(truth, said.astype(np.float32), 0.5)
+    order = np.argsort(-scores, axis=None)
+    hit = np.cumsum(truth.ravel()[order])
+    precision = hit / np.arange(1, hit.size + 1)
+    exact = float((precision * truth.ravel()[order]).sum() / hit[-1])
+    assert tally.scores()["pixel_ap"] == pytest.approx(exact, abs=0.005)
+
+
 def test_with_one_kind_only() -> None:
     empty = FindingTally()
     empty.add(np.zeros((9, 9), np.uint8), np.full((9, 9), 0.5, np.float32), 0.5)
     found = empty.scores()
     assert (found["objects"], found["image_auc"], found["pixel_auc"], found["pixel_ap"]) == (0, None, None, None)
     assert found["froc"] is None
+    assert (found["best_iou"], found["best_dice"], found["best_at"]) == (None, None, None)
     full = FindingTally()
     full.add(np.ones((9, 9), np.uint8), np.full((9, 9), 0.5, np.float32), 0.5)
     assert (full.scores()["image_auc"], full.scores()["best_iou"]) == (None, 1.0)
