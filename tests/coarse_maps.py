@@ -6,10 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor, nn
 
 from tagseg.artifacts import MapSet, write_maps
 from tagseg.data.generated import scenes
 from tagseg.data.index import MaskedSet, TaggedSet
+from tagseg.nets.backbones import Backbone
 from tagseg.store import Run, Work, stage
 from tagseg.types import ClassMaps
 
@@ -46,3 +48,10 @@ def maps(work: Work, tagged: TaggedSet, cfg: Coarse) -> None:
 
 def made(run: Run, tagged: TaggedSet) -> MapSet:
     return maps(run, tagged, Coarse())
+
+
+def as_published(backbone: Backbone) -> dict[str, Tensor]:
+    """The state of the small network under torchvision's kind of names: one sequence of layers."""
+    flat = [layer for name, stage in backbone.body.stages.items()  # type: ignore[union-attr, operator]
+            for layer in (stage if name.startswith("block") else [stage])]
+    return {f"features.{name}": tensor for name, tensor in nn.Sequential(*flat).state_dict().items()}

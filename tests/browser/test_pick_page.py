@@ -51,7 +51,7 @@ def test_picks_with_keys_change_the_masks_of_the_next_run_and_nothing_else(
     file = made.out / "picks.csv"
     with Browser(tmp_path / "home") as page:
         page.open(address)
-        page.wait("document.querySelectorAll('#row img').length === 6")
+        page.wait("document.querySelectorAll('#row img').length === 8")
         assert "token" not in page.look("location.href")  # the token is in a cookie by now
         page.wait("[...document.images].every((i) => i.complete && i.naturalWidth > 0)")
         first = page.look("document.getElementById('name').textContent")
@@ -60,6 +60,9 @@ def test_picks_with_keys_change_the_masks_of_the_next_run_and_nothing_else(
         second = page.look("document.getElementById('name').textContent")
         assert second != first  # one key picks and goes on
         assert dict(read_picks(file, priors.CANDIDATES).chosen) == {first: "wider"}  # saved at once
+        held = "document.dispatchEvent(new KeyboardEvent('keydown', {key: '4', repeat: true}))"
+        page.look(f"for (let k = 0; k < 3; k++) {held}")
+        assert page.look("document.title") == "1 of 4 picked"  # a key that is held down picks no further
         page.press("4")
         page.wait("document.title === '2 of 4 picked'")
         page.press("ArrowLeft")
@@ -88,7 +91,7 @@ def test_picks_with_keys_change_the_masks_of_the_next_run_and_nothing_else(
 def test_a_tag_with_markup_is_text_and_another_page_gets_nothing(made: Tiny, address: str, tmp_path: Path) -> None:
     with Browser(tmp_path / "home") as page:
         page.open(address)
-        page.wait("document.querySelectorAll('#row img').length === 6")
+        page.wait("document.querySelectorAll('#row img').length === 8")
         page.look("items[at].tags = ['<img src=x onerror=\"document.title=1\">']; show(); 0")
         assert page.look("document.querySelectorAll('#tags img').length") == 0
         port = re.search(r":(\d+)/", address).group(1)  # type: ignore[union-attr]

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 import coarse_maps
+from coarse_maps import as_published
 from tagseg.data.weights import Pretrained
 from tagseg.inference import Views
 from tagseg.localize import foreground
 from tagseg.localize.foreground import Energies, Foreground, minmax, scaled
-from tagseg.nets.backbones import Backbone, Tap, build
+from tagseg.nets.backbones import Tap, build
 from tagseg.store import Run
 from tagseg.types import UsageError
 
@@ -92,13 +93,6 @@ def test_a_map_of_one_value_is_zero_and_others_span_the_range() -> None:
     maps = torch.stack([torch.full((1, 3, 3), 0.3), torch.arange(9.0).view(1, 3, 3)])
     assert not minmax(maps)[0].any()
     assert minmax(maps)[1].flatten().tolist() == [k / 8 for k in range(9)]
-
-
-def as_published(backbone: Backbone) -> dict[str, Tensor]:
-    """The state of the small network under torchvision's kind of names: one sequence of layers."""
-    flat = [layer for name, stage in backbone.body.stages.items()  # type: ignore[union-attr, operator]
-            for layer in (stage if name.startswith("block") else [stage])]
-    return {f"features.{name}": tensor for name, tensor in nn.Sequential(*flat).state_dict().items()}
 
 
 def test_the_stage_sees_images_and_pretrained_weights_alone(tmp_path: Path) -> None:

@@ -107,11 +107,21 @@ def test_priors_s7_08_empty_regions_are_counted_and_stay_finite() -> None:
     lost, missed = masked(shares, tags, regions_of(labels, tags, binary=True), 5.0)  # no foreground at all
     assert torch.isfinite(lost).all()
     assert missed.tolist() == [2, 2]
-    only = masked(shares, tags[:, :0].new_zeros(2, 4), regions_of(labels, tags, binary=True), 5.0)
+    nobody = tags.new_zeros(2, 4)
+    only = masked(shares, nobody, regions_of(labels, nobody, binary=True), 5.0)
     assert only[1].tolist() == [0, 0]  # an image without tags lacks nothing
+    pooled = lse_in(shares, everywhere(shares), 5.0)[0]
+    nowhere = -(1 - shares[:, 1:]).log().mean((2, 3))
+    torch.testing.assert_close(only[0], -pooled[:, 0].log() + nowhere.mean(1))
+    absent = (nowhere * ~tags).sum(1) / (~tags).sum(1)
+    torch.testing.assert_close(lost, -pooled[:, 0].log() + absent)  # what has no region is left out, the rest counts
     full, missed = masked(shares, tags, regions_of(labels + 1, tags, binary=True), 5.0)  # no background
     assert torch.isfinite(full).all()
     assert missed.tolist() == [1, 1]
+    inside = (-pooled[:, 1:].log() * tags).sum(1) / tags.sum(1)
+    torch.testing.assert_close(full, inside + absent)  # no term of a background that is not there
+    back, _ = masked(shares, tags, regions_of(labels + 1, tags, binary=True), 5.0, "fallback")
+    torch.testing.assert_close(back, inside + absent - pooled[:, 0].log())
     every = torch.ones_like(tags)
     present, _ = masked(shares, every, regions_of(labels + 1, every, binary=True), 5.0)  # no absent class
     assert torch.isfinite(present).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ import pytest
 import coarse_maps
 from tagseg.artifacts import LabelSet, MapSet, write_maps
 from tagseg.data.index import TaggedSet
-from tagseg.data.picks import Picks, read_picks, write_picks
-from tagseg.refine import prior_masks, superpixels
+from tagseg.data.picks import Picks, fingerprint, read_picks, write_picks
+from tagseg.refine import crf, prior_masks, superpixels
 from tagseg.refine.crf import Crf
 from tagseg.refine.prior_masks import CANDIDATES, PickFrom, PriorMasks, decided, fused, halves, named, unlike, within
 from tagseg.store import Run, Work, stage
@@ -137,13 +138,15 @@ def test_images_without_tags_are_background(made: tuple[Run, TaggedSet, MapSet, 
 
 def test_priors_s7_07_one_tag_gives_the_same_mask_file(made: tuple[Run, TaggedSet, MapSet, MapSet]) -> None:
     run, tagged, ground, found = made
-    multi, binary = (pixels(m) for m in (prior_masks.multi(run, tagged, ground, found, (), SHORT),
-                                         prior_masks.binary(run, tagged, ground, (), SHORT)))
+    sets = (prior_masks.multi(run, tagged, ground, found, (), SHORT),
+            prior_masks.binary(run, tagged, ground, (), SHORT))  # fmt: skip
+    multi, binary = map(pixels, sets)
     single = [i for i in tagged.ids if tagged.tags_of(i).sum() == 1]
     several = [i for i in tagged.ids if tagged.tags_of(i).sum() > 1]
     assert single
     assert several
     assert all(np.array_equal(multi[i], binary[i]) for i in single)
+    assert all(np.array_equal(*(m.get(i).confidence for m in sets)) for i in single)
     assert any(not np.array_equal(multi[i], binary[i]) for i in several)
     assert all(len(np.unique(binary[i])) <= 2 for i in several)
 
@@ -184,10 +187,61 @@ def test_picks_replace_the_masks_of_their_images_and_no_others(made: tuple[Run, 
     assert all(np.array_equal(done[i], plain[i]) for i in tagged.ids if i != changed)
 
 
+def test_masks_that_nobody_saw_are_told(made: tuple[Run, TaggedSet, MapSet, MapSet]) -> None:
+    run, tagged, ground, found = made
+    names = ("plain", "wider")
+    sets = tuple(prior_masks.multi(run, tagged, ground, found, (), named(SHORT, n)) for n in names)
+    first, second = tagged.ids[:2]
+    seen = {first: fingerprint(sets[1].get(first).pixels), second: "of another mask"}
+    picks = Picks({first: "wider", second: "wider"}, seen)
+    done = prior_masks.picked(run, tagged, sets, picks, PickFrom(names))
+    (told,) = done.record["events"]
+    assert told.startswith(f"1 picked masks are not those that the person saw, for example of {second!r}")
+    assert picks.among([first]).seen == {first: seen[first]}
+    assert fingerprint(np.zeros((2, 3), np.uint8)) != fingerprint(np.zeros((3, 2), np.uint8))
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"region": 1.5}, "prior.region: found 1.5, expected a share"), ({"delta": 0.0}, "prior.delta: found 0.0"),
+    ({"crf": crf.Crf(unsure_below=0.5)}, "prior.crf.unsure_below: found 0.5, expected 0"),
+])  # fmt: skip
+def test_settings_out_of_range(change: dict[str, Any], words: str) -> None:
+    prior_masks.check(SHORT)
+    with pytest.raises(UsageError, match=words):
+        prior_masks.check(replace(SHORT, **change))
+
+
+def test_candidates_by_other_colour_kernels(made: tuple[Run, TaggedSet, MapSet, MapSet]) -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (3, 20, 24), np.uint8)
+    found = prior_masks.halves(rng.random((20, 24), np.float32), SHORT)
+    present = np.array([3])
+    for name, factor in (("loose", 2.0), ("strict", 0.5), ("plain", 1.0)):
+        kernels = replace(SHORT.crf, srgb=SHORT.crf.srgb * factor)
+        expected = crf.solve(image, found, kernels).argmax(0) * 3
+        labels = prior_masks.decided("a", image, found, present, None, named(SHORT, name))
+        assert np.array_equal(labels.pixels, expected)
+
+
+def test_files_that_people_write_have_two_columns_and_broken_ones_say_so(tmp_path: Path) -> None:
+    path = tmp_path / "picks.csv"
+    path.write_text("file,candidate\na,raw\n")
+    assert read_picks(path, CANDIDATES).chosen == {"a": "raw"}
+    path.write_text("file,candidate,mask\na,raw\n")
+    with pytest.raises(DataError, match="2 fields, expected 3"):
+        read_picks(path, CANDIDATES)
+    path.write_text('file,candidate\n"a\rb",raw\nc\rd,raw\n')
+    with pytest.raises(DataError, match="cannot be read as CSV"):
+        read_picks(path, CANDIDATES)
+    write_picks(path, {"c\rd": "raw"}, {"c\rd": "0123"})
+    found = read_picks(path, CANDIDATES)
+    assert (found.chosen, found.seen) == ({"c\rd": "raw"}, {"c\rd": "0123"})
+
+
 def test_a_file_of_picks(tmp_path: Path) -> None:
     path = tmp_path / "picks.csv"
     write_picks(path, {"b/ä,1": "wider", "a": "raw"})
-    assert path.read_text().splitlines()[:2] == ["file,candidate", "a,raw"]
+    assert path.read_text().splitlines()[:2] == ["file,candidate,mask", "a,raw,"]
     found = read_picks(path, CANDIDATES)
     assert dict(found.chosen) == {"a": "raw", "b/ä,1": "wider"}
     assert found.key == Picks({"b/ä,1": "wider", "a": "raw"}).key

@@ -48,7 +48,7 @@ def test_images_are_offered_with_every_candidate_the_most_disputed_first(made: T
     assert all(tagged.tags_of(item.id).any() for item in table.items)
     run = made.again()
     ids = [item.id for item in table.items]
-    sets = priors.candidates(run, made.prepared.inputs, made.fitted, sorted(ids), made.prepared.cfg)
+    sets = priors.candidates(run, made.prepared.inputs, sorted(ids), made.prepared.cfg)
     apart = [disagreement([s.get(i).pixels for s in sets.values()]) for i in ids]
     assert apart == sorted(apart, reverse=True)
     pictures = [table.picture(ids[0], name) for name in ("photo", *table.candidates)]
@@ -96,8 +96,28 @@ def test_the_next_run_uses_them(made: Tiny, tmp_path: Path) -> None:
     ran = [s["stage"] for s in document["lineage"] if s["state"] == "ran" and s["part"] == "fit"]
     assert ran[-2:] == ["refine.prior_masks.picked", "segment.train_prior.multi"]
     assert set(ran) <= {"refine.prior_masks.multi", "refine.prior_masks.picked", "segment.train_prior.multi"}
+    assert not any("not those that the person saw" in e for s in document["lineage"] for e in s.get("events", ()))
+    second = picking.table.items[1].id
+    picking.table.pick(second, "raw", None)  # the file goes on changing
     picked = prepare_picks(tmp_path / "next", limit=2)  # a run with picks can be picked from again
     assert picked.table.candidates == priors.CANDIDATES
+    assert picked.table.picks == {first: "wider", second: "raw"}  # it begins with the picks that it was given
+    picked.table.pick(first, "tighter", "wider")
+    assert read_picks(tmp_path / "next" / PICKS, priors.CANDIDATES).chosen == {first: "tighter", second: "raw"}
+    kept = read_picks(file, priors.CANDIDATES)
+    assert kept.chosen == {first: "wider", second: "raw"}
+    assert set(kept.seen) == {first, second}
+    again = read_picks(tmp_path / "next" / PICKS, priors.CANDIDATES)
+    assert again.seen[second] == kept.seen[second]
+    assert again.seen[first] != kept.seen[first]
+
+
+def test_picks_of_masks_that_other_settings_make_are_told(made: Tiny, tmp_path: Path) -> None:
+    file = tmp_path / "mine.csv"
+    write_picks(file, {(sample := made.prepared.inputs.tagged.ids[0]): "wider"}, {sample: "0123456789ab"})
+    request = tiny.request(tmp_path / "next", method="priors", cache=made.cache, picks=file)
+    events = [e for s in runs.run(request)["lineage"] for e in s.get("events", ())]
+    assert any("1 picked masks are not those that the person saw" in e for e in events)
 
 
 def test_runs_that_offer_nothing_say_so(made: Tiny, trained: Tiny, tmp_path: Path) -> None:

@@ -15,7 +15,10 @@ from tagseg.data.generated import scenes
 from tagseg.data.index import TaggedSet
 from tagseg.data.loader import Augment, draw
 from tagseg.data.weights import Pretrained
+from tagseg.localize import foreground
+from tagseg.nets.backbones import build
 from tagseg.ops import tag_losses
+from tagseg.refine import crf, prior_masks
 from tagseg.segment import predict, train, train_prior
 from tagseg.segment.train_prior import PriorLoss, SegmentPrior
 from tagseg.store import Run, Work, stage
@@ -49,7 +52,7 @@ def part(whole: dict[str, Any], k: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["multi", "binary", "weak"])
-@pytest.mark.parametrize("grid", ["full", "stride"])
+@pytest.mark.parametrize("grid", ["full", "cells"])
 def test_priors_s7_12_a_batch_is_the_mean_of_its_images(kind: Any, grid: Any) -> None:
     model, both = net(), batch()
     loss = PriorLoss(kind, SegmentPrior(**SETTINGS, loss_grid=grid))
@@ -65,7 +68,7 @@ def test_the_loss_reads_probabilities_on_the_grid_of_the_masks() -> None:
     regions = tag_losses.regions_of(both["labels"], both["tags"], binary=False)
     expected, _ = tag_losses.masked(fine.softmax(1), both["tags"], regions, 5.0)
     torch.testing.assert_close(PriorLoss("multi", CFG).total(model, both), expected.sum())
-    coarse = PriorLoss("multi", SegmentPrior(**SETTINGS, loss_grid="stride")).total(model, both)
+    coarse = PriorLoss("multi", SegmentPrior(**SETTINGS, loss_grid="cells")).total(model, both)
     assert not torch.allclose(coarse, expected.sum())
 
 
@@ -79,13 +82,38 @@ def test_priors_s7_08_empty_regions_of_crops_are_counted() -> None:
     assert loss.missed == 4
 
 
-def test_priors_s7_09_masks_carry_no_gradient() -> None:
+def test_priors_s7_09_masks_carry_no_gradient(tmp_path: Path) -> None:
+    """The network that makes the foreground learns nothing: its weights' file is the same before and after."""
+    run, tagged = Run(tmp_path), coarse_maps.tagged_set(16)
+    source = build("small", stride=8)
+    pretrained = Pretrained("small", "a start", "some", coarse_maps.as_published(source))
+    before = {name: value.clone() for name, value in pretrained.state.items()}
+    looked = foreground.Foreground(backbone="small", device="cpu", precision="fp32")
+    seen = foreground.maps(run, tagged.images(), pretrained, looked)
+    masks = prior_masks.binary(run, tagged, seen, (), prior_masks.PriorMasks(crf=crf.Crf(iterations=1)))
+    train_prior.binary(run, tagged, masks, pretrained, CFG)
+    assert all(torch.equal(value, before[name]) for name, value in pretrained.state.items())
+    again = foreground.maps(Run(tmp_path / "again"), tagged.images(), pretrained, looked)
+    assert again.record["outputs"] == seen.record["outputs"]
+
+
+def test_cells_that_no_region_fills_are_known_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell half background, half object: no region has it, but absent classes are kept out of it."""
     model, both = net(), batch()
-    assert both["labels"].dtype == torch.uint8  # constants: there is nothing that a gradient could flow into
-    PriorLoss("multi", CFG).total(model, both).backward()
-    regions = tag_losses.regions_of(both["labels"], both["tags"], binary=False)
-    assert not regions.requires_grad
-    assert all(p.grad is not None for p in model.head.parameters())  # type: ignore[union-attr]
+    cell = int(model.stride)  # type: ignore[arg-type]
+    both["labels"][:] = 0
+    both["labels"][:, :, : cell // 2] = 1
+    seen, real = list[tuple[torch.Tensor, torch.Tensor]](), tag_losses.masked
+
+    def spied(*given: Any) -> Any:
+        seen.append((given[2], given[5]))
+        return real(*given)
+
+    monkeypatch.setattr(tag_losses, "masked", spied)
+    PriorLoss("multi", SegmentPrior(**SETTINGS, loss_grid="cells")).total(model, both)
+    ((regions, known),) = seen
+    assert not regions.any(1).all()
+    assert known.all()
 
 
 @pytest.mark.parametrize("seed", range(6))

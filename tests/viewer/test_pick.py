@@ -25,7 +25,8 @@ class Shelf:
         self.saved: list[dict[str, str]] = []
         self.full = False
 
-    def __call__(self, picks: Any) -> None:
+    def __call__(self, picks: Any, now: str) -> None:
+        assert now in (*picks, *(self.saved[-1] if self.saved else ()))
         if self.full:
             raise OSError("no space left")
         self.saved.append(dict(picks))

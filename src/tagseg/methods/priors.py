@@ -46,9 +46,7 @@ class Config:
 def fit(run: Run, inputs: Inputs, cfg: Config) -> Fitted:
     """See what the pretrained network responds to, share that out among the tags, segment with a loss that knows it."""
     tagged = inputs.tagged
-    if cfg.masks == "none" and inputs.picks is not None and len(inputs.picks):
-        raise UsageError("--picks: with masks=none nothing is learned from masks, so picks would change nothing; leave "
-                         "one of the two out")
+    check(inputs, cfg)
     classifier = classify.train(run, tagged, inputs.pretrained, cfg.classifier)
     found = cam.maps(run, tagged, classifier, cfg.cam)
     point = operating_point.auto(run, tagged, classifier, found, cfg.point)
@@ -60,6 +58,17 @@ def fit(run: Run, inputs: Inputs, cfg: Config) -> Fitted:
     else:
         model = train_prior.multi(run, tagged, masks, inputs.pretrained, cfg.segmenter)  # Eq. 8
     return Fitted(model, classifier, found, point, None, masks)
+
+
+def check(inputs: Inputs, cfg: Config) -> None:
+    """What cannot be done, before the first second of work."""
+    train_prior.needs_background(inputs.tagged)
+    if cfg.masks == "none" and inputs.picks is not None and len(inputs.picks):
+        raise UsageError("--picks: with masks=none nothing is learned from masks, so picks would change nothing; leave "
+                         "one of the two out")
+    prior_masks.check(cfg.prior)
+    if not cfg.segmenter.lse_r > 0:
+        raise UsageError(f"segmenter.lse_r: found {cfg.segmenter.lse_r}, expected a sharpness above 0")
 
 
 class Seen(NamedTuple):
@@ -93,13 +102,21 @@ def chosen(run: Run, inputs: Inputs, found: MapSet, cfg: Config) -> LabelSet:
     if picks is None or not len(picks):
         return usual
     names = sorted(set(picks.chosen.values()) - {first})
+    if not names:
+        return usual
     others = [masks_of(run, tagged.select(picks.of(name)), what, name, cfg) for name in names]
     return prior_masks.picked(run, tagged, (usual, *others), picks, prior_masks.PickFrom((first, *names)))
 
 
-def candidates(run: Run, inputs: Inputs, fitted: Fitted, ids: Sequence[str], cfg: Config) -> dict[str, LabelSet]:
+def groundwork(run: Run, inputs: Inputs, cfg: Config) -> Seen:
+    """What candidates are made of; no picks change it."""
+    classifier = classify.train(run, inputs.tagged, inputs.pretrained, cfg.classifier)
+    return seen(run, inputs, cam.maps(run, inputs.tagged, classifier, cfg.cam), cfg)
+
+
+def candidates(run: Run, inputs: Inputs, ids: Sequence[str], cfg: Config) -> dict[str, LabelSet]:
     """The masks of some training images that a person can pick from, by name, that of `cfg.prior.candidate` first."""
-    what, first = seen(run, inputs, fitted.maps, cfg), cfg.prior.candidate
+    what, first = groundwork(run, inputs, cfg), cfg.prior.candidate
     some = inputs.tagged.select(ids)
     rest = (name for name in CANDIDATES if name != first)
     return {name: masks_of(run, some, what, name, cfg) for name in (first, *rest)}

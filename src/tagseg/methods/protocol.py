@@ -9,8 +9,8 @@ and offsets on the way, for the report; its `inputs` are other images. `findings
 method has it: maps of any class at all in images without tags, by what gave them (`evaluate.findings` scores them).
 `predict(run, model, images, cfg) -> LabelSet`: masks without tags, as `cfg.predict` says (or `cfg.post` in its place).
 `TAKES_SALIENCY`, `TAKES_PICKS`: True where `Inputs.saliency`, `Inputs.picks` is read; a method that takes picks has
-`CANDIDATES`, the names of the masks that there are to pick from, and `candidates(run, inputs, fitted, ids, cfg)`: these
-masks of some training images, by name, the usual one first.
+`CANDIDATES`, the names of the masks that there are to pick from, `candidates(run, inputs, ids, cfg)`: these masks of
+some training images, by name, the usual one first; and `groundwork(run, inputs, cfg)`: the stages they are made from.
 """
 
 from __future__ import annotations

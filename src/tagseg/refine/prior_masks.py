@@ -13,15 +13,16 @@ import numpy as np
 
 from tagseg.artifacts import LabelSet, MapSet, SuperpixelSet, write_labels, write_maps, written_labels
 from tagseg.data.index import TaggedSet
-from tagseg.data.picks import Picks
+from tagseg.data.picks import Picks, fingerprint
 from tagseg.ops import superpixels
 from tagseg.ops.geometry import enlarge
 from tagseg.refine import crf
 from tagseg.store import Work, stage
 from tagseg.types import BACKGROUND, F32, I32, I64, IGNORE, U8, ClassMaps, DataError, Labels, UsageError
 
-CANDIDATES = ("plain", "wider", "tighter", "raw", "second")
+CANDIDATES = ("plain", "wider", "tighter", "raw", "second", "loose", "strict")
 POWERS = {"wider": 0.5, "tighter": 2.0}
+COLOURS = {"loose": 2.0, "strict": 0.5}  # how far colours may lie apart for the CRF, times `srgb`
 APART = 3.0  # energy that the "second" best pays for each pixel that it labels as the best does
 
 
@@ -30,13 +31,26 @@ class PriorMasks:
     """`delta` is a prior on pixels that no class map speaks for: they are shared out evenly. `region`: how much of each
     pixel's log-probability is that of its superpixel (0: none). `candidate`: "plain"; from a "wider" (F to the power of
     .5) or a "tighter" foreground (squared); "raw", without the CRF; "second", the best labels that are unlike the plain
-    ones. Needs the `crf` of `refine.crf`.
+    ones; "loose" and "strict", by a CRF to which colours look twice as alike, or half. Of `crf`, `unsure_below` must be
+    0: each pixel belongs to a tag or to the background.
     """
 
     delta: float = 1e-3
     region: float = 0.0
-    candidate: Literal["plain", "wider", "tighter", "raw", "second"] = "plain"
+    candidate: Literal["plain", "wider", "tighter", "raw", "second", "loose", "strict"] = "plain"
     crf: crf.Crf = field(default_factory=crf.Crf)
+
+
+def check(cfg: PriorMasks) -> None:
+    """`UsageError` for settings outside of their range."""
+    if not 0 <= cfg.region <= 1:
+        raise UsageError(f"prior.region: found {cfg.region}, expected a share between 0 and 1")
+    if not cfg.delta > 0:
+        raise UsageError(f"prior.delta: found {cfg.delta}, expected more than 0: it shares out evenly the pixels that "
+                         "no class map speaks for")
+    if cfg.crf.unsure_below:
+        raise UsageError(f"prior.crf.unsure_below: found {cfg.crf.unsure_below}, expected 0: masks of this method "
+                         "leave no pixel out")
 
 
 @stage(LabelSet, version=1)
@@ -149,9 +163,10 @@ def decided(sample: str, image: U8, found: F32, present: I64, segments: I32 | No
     if cfg.candidate == "raw":
         shares = found
     else:
-        shares = crf.solve(image, found, cfg.crf)  # priors Eq. 2, 7
+        kernels = replace(cfg.crf, srgb=cfg.crf.srgb * COLOURS.get(cfg.candidate, 1.0))
+        shares = crf.solve(image, found, kernels)  # priors Eq. 2, 7
         if cfg.candidate == "second":
-            shares = crf.solve(image, unlike(found, shares.argmax(0)), cfg.crf)
+            shares = crf.solve(image, unlike(found, shares.argmax(0)), kernels)
     labels = np.concatenate([[BACKGROUND], present])[shares.argmax(0)].astype(np.uint8)
     return Labels(sample, labels, np.round(255 * shares.max(0)).astype(np.uint8))
 
@@ -180,7 +195,10 @@ class PickFrom:
 
 @stage(LabelSet, version=1)
 def picked(work: Work, tagged: TaggedSet, candidates: tuple[LabelSet, ...], picks: Picks, cfg: PickFrom) -> None:
-    """The masks that a person picked; the first candidate, in the order of `cfg.names`, where nobody picked."""
+    """The masks that a person picked; the first candidate, in the order of `cfg.names`, where nobody picked.
+
+    A mask that is not the one that the person saw is taken, and told.
+    """
     sets: Mapping[str, LabelSet] = dict(zip(cfg.names, candidates, strict=True))
 
     def one(sample: str) -> Labels:
@@ -190,6 +208,9 @@ def picked(work: Work, tagged: TaggedSet, candidates: tuple[LabelSet, ...], pick
         yield from work.map(one, ids)
 
     write_labels(work, tagged.ids, produce, {"classes": list(tagged.classes)})
+    if others := [id for id in tagged.ids if id in picks.seen and picks.seen[id] != fingerprint(one(id).pixels)]:
+        work.event(f"{len(others)} picked masks are not those that the person saw, for example of {others[0]!r}: other "
+                   "settings, tags or weights; pick again")
 
 
 def named(cfg: PriorMasks, candidate: str) -> PriorMasks:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 
 from tagseg.artifacts import LabelSet
 from tagseg.data.index import TaggedSet, spread
-from tagseg.data.picks import Picks, read_picks, write_picks
+from tagseg.data.picks import Picks, fingerprint, read_picks, write_picks
 from tagseg.report import pictures
 from tagseg.runs.request import asked
 from tagseg.runs.setup import Prepared, prepare
@@ -39,7 +39,8 @@ def prepare_picks(place: Path, *, data: str | None = None, file: Path | None = N
                   stopping: Callable[[], bool] = lambda: False) -> Picking:
     """Make the candidates of at most `limit` tagged training images, those first whose candidates differ most.
 
-    Images that were picked before are always among them. Errors: `UsageError` for runs of methods without candidates,
+    Images that were picked before are always among them; where the run has no picks of its own yet, those that it was
+    given. Errors: `UsageError` for runs of methods without candidates,
     `IntegrityError` where the stages of the run are no longer in its cache.
     """
     if limit < 1:
@@ -50,18 +51,17 @@ def prepare_picks(place: Path, *, data: str | None = None, file: Path | None = N
     if not getattr(method, "TAKES_PICKS", False):
         raise UsageError(f"{place}: a run of {request.method!r}, which has no candidate masks to pick from")
     plan = Run(prepared.cache, planning=True)
-    method.fit(plan, inputs, cfg)
+    method.groundwork(plan, inputs, cfg)
     if lost := [step.stage for step in plan.steps if step.state != "done"]:
         raise IntegrityError(f"{prepared.cache}: {lost[0]} of this run is not there any more; run it again: "
                              f"{request.command or 'tagseg run'}")
     work = Run(prepared.cache, request.workers, progress=progress, stopping=stopping)
-    fitted = method.fit(work, inputs, cfg)
     file = file or place / PICKS
-    every = read_picks(file, method.CANDIDATES) if file.exists() else Picks()
+    every = read_picks(file, method.CANDIDATES) if file.exists() else inputs.picks or Picks()
     picks = dict(every.among(inputs.tagged.ids).chosen)
-    save = writer(file, {id: name for id, name in every.chosen.items() if id not in picks})
     ids = chosen(inputs.tagged, picks, limit)
-    sets = method.candidates(work, inputs, fitted, ids, cfg)
+    sets = method.candidates(work, inputs, ids, cfg)
+    save = writer(file, every, inputs.tagged.ids, lambda id, name: fingerprint(sets[name].get(id).pixels))
     table = Table(items_of(inputs.tagged, ids, sets), tuple(sets), shown(inputs.tagged, sets), save, picks)
     return Picking(table, file, prepared)
 
@@ -95,18 +95,29 @@ def shown(tagged: TaggedSet, sets: Mapping[str, LabelSet]) -> Callable[[str, str
     return picture
 
 
-def writer(file: Path, others: Mapping[str, str]) -> Callable[[Mapping[str, str]], None]:
-    """Saves picks beside those of `others`, images that are not shown. A file that somebody else changed stays."""
+def writer(file: Path, before: Picks, shown: Collection[str],
+           mask: Callable[[str, str], str]) -> Callable[[Mapping[str, str], str], None]:
+    """Saves picks of images that are `shown` beside what was picked `before` of others; `mask`: fingerprints by image
+    and candidate, for what is picked now. A file that somebody else changed stays.
+    """
+    mine = before.among(shown)
+    seen = dict(mine.seen)
+    others, kept = ({id: of[id] for id in of if id not in mine.chosen} for of in (before.chosen, before.seen))
 
     def content() -> bytes | None:
         return file.read_bytes() if file.exists() else None
 
     known = [content()]
 
-    def save(picks: Mapping[str, str]) -> None:
+    def save(picks: Mapping[str, str], now: str) -> None:
         if content() != known[0]:
             raise OSError(f"{file} was changed by another program: start tagseg pick again")
-        write_picks(file, {**others, **picks})
+        masks = {id: of for id, of in seen.items() if id != now}
+        if now in picks:
+            masks[now] = mask(now, picks[now])
+        write_picks(file, {**others, **picks}, {**kept, **masks})
+        seen.clear()
+        seen.update(masks)
         known[0] = content()
 
     return save

@@ -29,13 +29,13 @@ from tagseg.types import IGNORE, U8, DataError
 @dataclass(frozen=True)
 class SegmentPrior(Training):
     """`lse_r`: small spreads a class over its region, large raises its best pixels. `loss_grid`: probabilities are
-    brought to the masks ("full"), or masks to the network's grid ("stride", where they cover over half of a cell).
+    brought to the masks ("full"), or masks to the network's grid ("cells", where they cover over half of a cell).
     `empty`: a term whose region is empty is left out ("skip") or goes over the whole image ("fallback"); a tag without
     a region of its own first goes over those of the others. The rest as for `segment.train.Segment`.
     """
 
     lse_r: float = 5.0
-    loss_grid: Literal["full", "stride"] = "full"
+    loss_grid: Literal["full", "cells"] = "full"
     empty: Literal["skip", "fallback"] = "skip"
     backbone: str = "auto"
     stride: int = 16
@@ -82,10 +82,11 @@ class PriorLoss:
         if self.cfg.loss_grid == "full":
             logits = resample(logits, stride=model.stride, offset=model.offset, in_size=size, out_size=size)
         shares = logits.softmax(1)
+        known = _on((labels != IGNORE)[:, None], shares)[:, 0]
         if self.kind == "weak":
-            return tag_losses.weak(shares, tags, _on((labels != IGNORE)[:, None], shares)[:, 0], self.cfg.lse_r).sum()
+            return tag_losses.weak(shares, tags, known, self.cfg.lse_r).sum()
         regions = _on(tag_losses.regions_of(labels, tags, binary=self.kind == "binary"), shares)
-        losses, missed = tag_losses.masked(shares, tags, regions, self.cfg.lse_r, self.cfg.empty)
+        losses, missed = tag_losses.masked(shares, tags, regions, self.cfg.lse_r, self.cfg.empty, known)
         self.missed += float(missed.sum())
         return losses.sum()
 
@@ -115,12 +116,17 @@ def weak(work: Work, tagged: TaggedSet, pretrained: Pretrained, cfg: SegmentPrio
     _train(work, tagged, lambda sample: np.zeros(tagged.source.size(sample), np.uint8), pretrained, "weak", cfg)
 
 
-def _train(work: Work, tagged: TaggedSet, pixels: Callable[[str], U8], pretrained: Pretrained, kind: Kind,
-           cfg: SegmentPrior) -> None:
-    """From pretrained weights, on tags and the regions that `pixels` tell."""
+def needs_background(tagged: TaggedSet) -> None:
+    """`DataError` for sets in which every pixel has a class."""
     if not tagged.has_background:
         raise DataError(f"{tagged.name}: has no background, expected a set with one: a foreground mask tells nothing "
                         "where every pixel has a class")
+
+
+def _train(work: Work, tagged: TaggedSet, pixels: Callable[[str], U8], pretrained: Pretrained, kind: Kind,
+           cfg: SegmentPrior) -> None:
+    """From pretrained weights, on tags and the regions that `pixels` tell."""
+    needs_background(tagged)
     torch.manual_seed(int(cfg.seed))
     model = make(cfg, outputs(tagged), pretrained.start)
     draws = drawn_from(tagged, cfg.augment, cfg.schedule.batch, int(cfg.seed), pixels, cfg.positives)

@@ -35,7 +35,7 @@ function panel(name, key, item) {
 }
 
 async function pick(name) {
-  if (busy) return;
+  if (busy) return say("the last pick is still being saved: press again");
   busy = true;
   const number = at, item = items[number];
   try {
@@ -51,7 +51,7 @@ async function pick(name) {
     } else {
       item.pick = (await answer.json()).pick;
       say("");
-      if (name !== null && at < items.length - 1) at += 1;
+      if (name !== null && at === number && at < items.length - 1) at += 1;
     }
   } catch (error) {
     say("not saved: tagseg pick no longer answers; start it again, your earlier picks are kept");
@@ -71,6 +71,8 @@ function go(to) {
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || !items.length) return;
+  const move = event.key === "ArrowLeft" || event.key === "ArrowRight";
+  if (event.repeat && !move) return; // a key that is held down picks once
   const digit = Number.parseInt(event.key, 10);
   if (event.key === "ArrowLeft") go(at - 1);
   else if (event.key === "ArrowRight") go(at + 1);
@@ -88,4 +90,4 @@ fetch("/items.json").then((answer) => answer.json()).then((found) => {
   at = Math.max(first, 0);
   if (items.length) show();
   else say("there is no image to look at");
-});
+}).catch(() => say("tagseg pick no longer answers: start it again"));

@@ -40,7 +40,7 @@ class Table:
     items: Sequence[Item]
     candidates: tuple[str, ...]
     picture: Callable[[str, str], bytes]
-    save: Callable[[Mapping[str, str]], None]
+    save: Callable[[Mapping[str, str], str], None]  # all picks, and the image that was picked just now
     picks: dict[str, str] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -54,7 +54,7 @@ class Table:
                 raise Conflict(self.picks.get(id))
             kept = {known: name for known, name in self.picks.items() if known != id}
             picks = kept if candidate is None else {**kept, id: candidate}
-            self.save(picks)  # first: what is shown as picked is on disk
+            self.save(picks, id)  # first: what is shown as picked is on disk
             self.picks = picks
             return candidate
 
