@@ -32,6 +32,7 @@ from tagseg.artifacts import LabelSet, MapSet, Weights, write_labels
 from tagseg.data.folder import Reading, open_set
 from tagseg.data.generated import scenes
 from tagseg.data.index import MaskedSet, TaggedSet
+from tagseg.data.picks import Picks
 from tagseg.data.weights import Pretrained, find
 from tagseg.evaluate import measure
 from tagseg.inference import Views
@@ -213,6 +214,29 @@ class Start:
         return teach(self.run, self.tagged, masks, self.prepared.inputs.pretrained, cfg)
 
 
+def picked(start: Start) -> LabelSet:
+    """What a person could reach who picks, in each image, the candidate that is nearest to the truth."""
+    sets = {name: start.masks(candidate=name) for name in prior_masks.CANDIDATES}
+    truth, usual = start.prepared.truth, prior_masks.CANDIDATES[0]
+    assert truth is not None
+    picks = dict[str, str]()
+    for sample in start.tagged.ids:
+        mask = truth.mask(sample)
+        near = {name: likeness(found.get(sample).pixels, mask) for name, found in sets.items()}
+        best = max(near, key=near.__getitem__)
+        if best != usual:
+            picks[sample] = best
+    return prior_masks.picked(start.run, start.tagged, tuple(sets.values()), Picks(picks),
+                              prior_masks.PickFrom(tuple(sets)))
+
+
+def likeness(found: np.ndarray, truth: np.ndarray) -> float:
+    """Mean IoU of the classes that an image's mask or its truth holds, background among them."""
+    known = truth != IGNORE
+    classes = np.union1d(found[known], truth[known])
+    return float(np.mean([overlap(found[known] == c, truth[known] == c) for c in classes])) if len(classes) else 0.0
+
+
 def arms(start: Start) -> Iterator[tuple[str, LabelSet | None, Weights]]:
     """Every arm: its masks, if it has any, and its segmenter."""
     pretrained, cfg = start.prepared.inputs.pretrained, start.prepared.cfg.segmenter
@@ -235,6 +259,8 @@ def arms(start: Start) -> Iterator[tuple[str, LabelSet | None, Weights]]:
     assert start.prepared.truth is not None
     ceiling = true(start.run, start.prepared.truth, Truth())
     yield "true mask", ceiling, start.trained("multi", ceiling)
+    best = picked(start)
+    yield "best candidate of each image", best, start.trained("multi", best)
     for r in SHARPNESS:
         yield f"multi, r = {r:g}", whole, start.trained("multi", whole, lse_r=r)
 

@@ -190,8 +190,28 @@ def masked(found: list[dict[str, Any]], first: str) -> str:
             cells = ["-" if some[0][n] is None else _mean([row[n] for row in some], n == "miou") for n, _ in MASKED]
             apart = _apart([row["miou"] - known[first, row["seed"]]["miou"] for row in some if name != first])
             lines.append(f"| {name} | " + " | ".join([*cells, apart]) + " |")
-        tables.append("\n".join(lines))
+        tables.append("\n".join([*lines, "", *predicates(mine, known, first)]))
     return "\n\n".join(tables)
+
+
+def predicates(mine: list[dict[str, Any]], known: dict[tuple[str, int], dict[str, Any]], first: str) -> list[str]:
+    """What section 8 asks: masks over tags alone (also at their best sharpness on val), own regions over one mask."""
+    seeds = sorted({row["seed"] for row in mine})
+    alone = [name for name in dict.fromkeys(row["mask_arm"] for row in mine) if name.startswith(first)]
+    best = max(alone, key=lambda name: float(np.mean([known[name, s]["miou"] for s in seeds])))
+    read = {
+        "mIoU": lambda row: row["miou"], "background": lambda row: row["background"],
+        "images with one tag": lambda row: row["by_tag_count"].get("1"),
+        "with two": lambda row: row["by_tag_count"].get("2"),
+    }  # fmt: skip
+    lines = ["| val, paired by seed | " + " | ".join(read) + " |", "|---|" + "---|" * len(read)]
+    pairs = [(arm, other) for arm, other in (("binary", first), ("binary", best), ("multi", first), ("multi", best),
+                                             ("multi", "binary")) if {(arm, s) for s in seeds} <= known.keys()]
+    for arm, other in dict.fromkeys(pairs):
+        cells = [[(of(known[arm, s]), of(known[other, s])) for s in seeds] for of in read.values()]
+        cells = [_apart([a - b for a, b in cell if a is not None and b is not None]) for cell in cells]
+        lines.append(f"| {arm} over {other} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def priors(found: list[dict[str, Any]]) -> str:
@@ -221,6 +241,11 @@ def _by_scene(found: list[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str,
         commits = ", ".join(dict.fromkeys(row["commit"] for row in mine))
         seeds = ", ".join(map(str, sorted({row["seed"] for row in mine})))
         yield f"`scenes:{scene}`, seeds {seeds}, commit {commits}", mine
+
+
+def once(kind: str) -> list[dict[str, Any]]:
+    """Rows of a diagnostic by scene, arm and seed; the last measurement counts."""
+    return latest(rows(kind), "scene", kind, "seed")
 
 
 def latest(found: list[dict[str, Any]], *keys: str) -> list[dict[str, Any]]:
@@ -364,10 +389,10 @@ def main(words: list[str]) -> None:
     fill(RESULTS.parent / "papers" / "mcof.md", arms(iterated), "arms")
     fill(RESULTS.parent / "papers" / "mcof.md", pairs(iterated, "mcof"), "pairs")
     plot_rounds(iterated, RESULTS.parent / "img" / "mcof-rounds.png")
-    fill(RESULTS.parent / "papers" / "dfs.md", variants(rows("variant"), "dfs"), "dfs")
+    fill(RESULTS.parent / "papers" / "dfs.md", variants(once("variant"), "dfs"), "dfs")
     fill(RESULTS.parent / "papers" / "priors.md", priors(rows("prior")), "priors")
-    fill(RESULTS.parent / "papers" / "priors.md", masked(rows("mask_arm"), "tags alone"), "masked")
-    drawn = variants(rows("drawn_by"), "transfernet", "drawn_by")
+    fill(RESULTS.parent / "papers" / "priors.md", masked(once("mask_arm"), "tags alone"), "masked")
+    drawn = variants(once("drawn_by"), "transfernet", "drawn_by")
     fill(RESULTS.parent / "papers" / "transfernet.md", drawn, "drawn")
     fill(RESULTS.parent / "papers" / "mcof.md", posteriors(rows("kind")), "bayes")
     print(markdown(found))

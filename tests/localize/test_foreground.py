@@ -17,7 +17,7 @@ from tagseg.data.weights import Pretrained
 from tagseg.inference import Views
 from tagseg.localize import foreground
 from tagseg.localize.foreground import Energies, Foreground, minmax, scaled
-from tagseg.nets.backbones import Tap, build
+from tagseg.nets.backbones import Backbone, Tap, build
 from tagseg.store import Run
 from tagseg.types import UsageError
 
