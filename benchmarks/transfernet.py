@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.dfs import ACCURATE, accuracy, seen
+from benchmarks.dfs import ACCURATE, accuracy, class_iou, seen
 from benchmarks.dfs import line as one_line
 from benchmarks.esol import scored
 from benchmarks.results import append
@@ -184,7 +184,8 @@ def measured(seed: int, cache: Path, wanted: str, at: str | None) -> list[Row]:
     start, rows, clock = started(seed, cache), list[Row](), time.monotonic()
     for name, found, truth in all_arms(start, wanted):
         rows.append({"scene": "transfer", "seed": seed, "drawn_by": name, "tag_accuracy": start.told,
-                     **scored(found, truth), "commit": at, "seconds": round(time.monotonic() - clock, 1)})  # fmt: skip
+                     "class_iou": class_iou(found, truth), **scored(found, truth), "commit": at,
+                     "seconds": round(time.monotonic() - clock, 1)})  # fmt: skip
         print(one_line({**rows[-1], "variant": name}), flush=True)
         clock = time.monotonic()
     return rows

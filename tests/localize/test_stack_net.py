@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from stacks import image, net
-from tagseg.localize.stack_net import chosen
+from tagseg.localize.stack_net import Stack, StackNet, chosen, pooled
+from tagseg.nets.backbones import build
+from tagseg.nets.deconvnet import columns_of
 from tagseg.ops.geometry import align
 from tagseg.types import UsageError
 
@@ -17,7 +19,7 @@ from tagseg.types import UsageError
 @pytest.mark.parametrize("norm", ["bn", "l2", "none"])
 def test_dfs_s7_07_heads_of_levels_equal_one_head_on_the_stack(norm: str) -> None:
     model, x = net(norm=norm), image()
-    _, (found,) = model.mirror(x)
+    _, _, (found,) = model.mirror(x)
     size = (found[0].shape[2], found[0].shape[3])
     normed = []
     for level, grid, own in zip(found, model.mirror.grids, model.norms, strict=True):
@@ -43,6 +45,77 @@ def test_dfs_s7_08_without_a_signal_the_maps_are_the_bias() -> None:
         model.bias.copy_(torch.tensor([0.5, -1.0, 2.0]))
         zeros = [torch.zeros(1, g.channels, 8, 8) for g in model.mirror.grids]
     assert torch.equal(model.maps(zeros), model.bias.view(1, 3, 1, 1).expand(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("source", ["mirror", "encoder"])
+@pytest.mark.parametrize("name", ["small", "squeezenet1_1"])
+def test_both_sources_hang_on_every_filter_of_the_network(name: str, source: Any) -> None:
+    torch.manual_seed(0)
+    model = StackNet(build(name, stride=16), 3, Stack(source=source))
+    model(image())[0].square().sum().backward()
+    assert [n for n, p in model.backbone.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+
+
+def test_the_columns_of_an_encoder_are_the_last_features_of_each_grid() -> None:
+    expected = {"small": ("block1", "block2", "block3", "block4", "block5"),
+                "squeezenet1_1": ("block2", "block3", "block4", "block5"),
+                "mobilenet_v2": ("block1", "block2", "block3", "last")}  # fmt: skip
+    for name, columns in expected.items():
+        backbone = build(name, stride=16)
+        assert columns_of(backbone) == columns
+        mirrored, own = (StackNet(backbone, 2, Stack(source=s)).grids for s in ("mirror", "encoder"))  # type: ignore[arg-type]
+        assert [g.stride for g in mirrored] == [g.stride for g in own]
+
+
+@pytest.mark.parametrize("route", ["conv", "vjp"])
+@pytest.mark.parametrize("source", ["mirror", "encoder"])
+def test_the_auxiliary_branch_averages_the_last_features_not_their_pool(route: Any, source: Any) -> None:
+    model, x = net(route=route, source=source), image()
+    last = model.backbone(x)["block5"]
+    torch.testing.assert_close(model(x)[1], model.aux(last.mean((2, 3))))
+
+
+def test_a_level_without_any_signal_gives_no_nan() -> None:
+    model = net(norm="l2", rectify="mask")
+    levels = [torch.zeros(1, g.channels, 8, 8, requires_grad=True) for g in model.grids]
+    model.maps(levels).sum().backward()
+    assert all(level.grad is not None and torch.isfinite(level.grad).all() for level in levels)
+
+
+def test_norms_see_the_levels_of_all_classes_together() -> None:
+    model, x = net(top="class").train(), image()
+    model(x)
+    assert [int(own.num_batches_tracked) for own in model.norms] == [1] * len(model.norms)  # type: ignore[arg-type]
+    found, _ = model.found(x)
+    for b, own in enumerate(model.norms):
+        every = torch.cat([levels[b] for levels in found]).transpose(0, 1).flatten(1)
+        torch.testing.assert_close(own.running_mean, 0.1 * every.mean(1), atol=1e-6, rtol=1e-4)
+
+
+def test_dfs_s7_08_without_a_signal_from_the_top_the_maps_of_an_image_are_the_bias() -> None:
+    model, x = net(norm="none", top="class"), image()
+    with torch.no_grad():
+        model.aux.weight.zero_()  # nothing of the top speaks for any class
+        model.bias.copy_(torch.tensor([0.5, -1.0, 2.0]))
+    found = model(x)[0]
+    assert torch.equal(found, model.bias.view(1, 3, 1, 1).expand_as(found))
+
+
+def test_dfs_s7_10_a_shifted_image_has_shifted_maps() -> None:
+    model = net(norm="none")
+    x = torch.zeros(1, 3, 160, 160)
+    x[:, :, 64:80, 64:80] = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    one, other = model(x)[0], model(torch.roll(x, (16, 16), (2, 3)))[0]
+    inner = slice(48, 112)
+    torch.testing.assert_close(one[:, :, inner, inner], other[:, :, 64:128, 64:128], atol=1e-6, rtol=1e-5)
+
+
+def test_dfs_s7_12_the_score_lies_between_mean_and_maximum() -> None:
+    maps = 3 * torch.randn(4, 2, 9, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for r in (0.1, 1.0, 4.0, 30.0):
+        found = pooled(maps, Stack(lse_r=r))
+        assert (found >= maps.mean((2, 3))).all()
+        assert (found <= maps.amax((2, 3))).all()
 
 
 def test_dfs_s7_11_heads_of_levels_that_are_not_taken_learn_nothing() -> None:
@@ -72,7 +145,8 @@ def test_levels_that_a_network_lacks_are_refused() -> None:
                                       {"unpool": "nearest"}, {"levels": (4, 5)}, {"norm": "l2"}])  # fmt: skip
 def test_every_mechanism_changes_the_maps(settings: dict[str, Any]) -> None:
     plain, other = net(), net(**settings)
-    shared = {n: t for n, t in plain.state_dict().items() if n in other.state_dict()}
+    same = other.state_dict()
+    shared = {n: t for n, t in plain.state_dict().items() if n in same and t.shape == same[n].shape}
     other.load_state_dict({**other.state_dict(), **shared})
     if settings == {"tie": "free"}:
         with torch.no_grad():

@@ -46,7 +46,7 @@ def image(h: int = 24, w: int = 24, n: int = 2, seed: int = 1) -> Tensor:
 
 
 def levels(net: Backbone, x: Tensor, **settings_: Any) -> tuple[Tensor, list[Tensor]]:
-    top, (found,) = Mirror(net, Mirroring(**settings_))(x)
+    _, top, (found,) = Mirror(net, Mirroring(**settings_))(x)
     return top, found
 
 
@@ -160,7 +160,7 @@ def test_dfs_s7_14_with_batch_norm_the_filter_is_scaled() -> None:
 def test_dfs_s7_05_masked_it_is_back_propagation() -> None:
     net, x = plain(), image()
     top, found = levels(net, x, rectify="mask")
-    points = Mirror(net, Mirroring()).points(x)
+    *points, _ = Mirror(net, Mirroring()).points(x)
     value = (points[-1] * points[-1].detach()).sum()
     for level, point in zip(found, points[:-1], strict=True):
         (expected,) = torch.autograd.grad(value, point, retain_graph=True)
@@ -273,7 +273,7 @@ def test_dfs_s7_10_a_shifted_image_has_shifted_levels() -> None:
 def test_several_signals_go_down_one_encoding(route: str) -> None:
     net, x = plain(), image()
     mirror = Mirror(net, Mirroring(route=route))  # type: ignore[arg-type]
-    _, (whole, half, first) = mirror(x, lambda top: [top, 0.5 * top, top * (torch.arange(7) == 0).view(1, -1, 1, 1)])
+    _, _, (whole, half, first) = mirror(x, lambda top: [top, 0.5 * top, top * (torch.arange(7) == 0).view(1, -1, 1, 1)])
     for a, b, c in zip(whole, half, first, strict=True):
         torch.testing.assert_close(0.5 * a, b)
         assert not torch.allclose(a, c)
@@ -292,12 +292,12 @@ def test_dfs_s7_01_the_mirror_has_no_filters_of_its_own(route: str) -> None:
     rates = torch.optim.SGD(mirror.parameters(), lr=0.1)
     assert sum(len(g["params"]) for g in rates.param_groups) == len(own)
     x = image()
-    before = [level.detach() for level in mirror(x)[1][0]]
-    sum(level.square().mean() for level in mirror(x)[1][0]).backward()
+    before = [level.detach() for level in mirror(x).levels[0]]
+    sum(level.square().mean() for level in mirror(x).levels[0]).backward()
     rates.step()
-    after = mirror(x)[1][0]
+    after = mirror(x).levels[0]
     fresh = copy.deepcopy(net)
-    for level, expected in zip(after, levels(fresh, x, route="conv")[1] if route == "conv" else after, strict=True):
+    for level, expected in zip(after, levels(fresh, x, route=route)[1], strict=True):
         torch.testing.assert_close(level, expected)
     assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
     twin = copy.deepcopy(mirror)
@@ -325,7 +325,7 @@ def test_free_filters_begin_as_the_tied_ones_and_are_parameters() -> None:
     for norm in (False, True):
         net, x = plain(norm), image()
         mirror = Mirror(net, Mirroring(tie="free", bias=True))
-        for a, b in zip(mirror(x)[1][0], levels(net, x)[1], strict=True):
+        for a, b in zip(mirror(x).levels[0], levels(net, x)[1], strict=True):
             torch.testing.assert_close(a, b)
         assert len(list(mirror.parameters())) == len(list(net.parameters())) + 2 * 4
 
@@ -347,9 +347,9 @@ def test_every_network_has_levels_that_get_finer(name: str) -> None:
     assert isinstance(net, Backbone)
     mirror = Mirror(net, Mirroring(route="vjp"))
     with torch.inference_mode():
-        top, (found,) = mirror(torch.randn(1, 3, 65, 97))
+        last, top, (found,) = mirror(torch.randn(1, 3, 65, 97))
     assert [f.shape[1] for f in found] == [g.channels for g in mirror.grids]
-    assert top.shape[1] == mirror.top.channels
+    assert top.shape[1] == last.shape[1] == mirror.top.channels
     strides = [g.stride for g in mirror.grids]
     assert strides == sorted(strides)
     assert strides[0] <= 2 or name.startswith("timm")
@@ -368,7 +368,7 @@ def test_the_classifiers_own_gradient_stays_what_it_was() -> None:
     """Only on the mirror's way do ReLUs follow its rule."""
     net, other, x = plain(), plain(), image()
     mirror = Mirror(net, Mirroring(route="vjp", rectify="relu"))
-    points = mirror.points(x)
+    *points, _ = mirror.points(x)
     points[-1].sum().backward()
     encoded(x, blocks(other))[0].sum().backward()
     for a, b in zip(net.parameters(), other.parameters(), strict=True):
@@ -381,8 +381,8 @@ def test_threads_that_predict_do_not_disturb_each_other() -> None:
     mirror = Mirror(net, Mirroring(route="vjp"))
     images = [image(16 + 2 * k, 20, 1, seed=k) for k in range(12)]
     with torch.inference_mode():
-        alone = [mirror(x)[1][0] for x in images]
+        alone = [mirror(x).levels[0] for x in images]
         with ThreadPoolExecutor(4) as pool:
-            together = list(pool.map(torch.inference_mode()(lambda x: mirror(x)[1][0]), images * 4))
+            together = list(pool.map(torch.inference_mode()(lambda x: mirror(x).levels[0]), images * 4))
     for expected, found in zip(alone * 4, together, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))

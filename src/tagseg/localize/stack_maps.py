@@ -105,7 +105,7 @@ def level(work: Work, tagged: TaggedSet, stack: Weights, cfg: Level) -> None:
     """What one level adds to the maps of the tagged classes, its positive part divided by its maximum: for pictures."""
     present = dict(zip(tagged.ids, tagged.tags, strict=True))
     model = load(stack, tagged.classes)
-    tap = model.mirror.grids[cfg.level - 1]
+    tap = model.grids[cfg.level - 1]
 
     def read(raw: Tensor, in_size: Size, out_size: Size) -> Tensor:
         return resample(raw.float().relu(), stride=tap.stride, offset=tap.offset, in_size=in_size, out_size=out_size)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tagseg.artifacts import Weights, write_weights
 from tagseg.localize.classify import check_classes
 from tagseg.nets.backbones import Backbone, Tap, build, freeze_batch_norm
-from tagseg.nets.deconvnet import Mirror, Mirroring, is_plain
+from tagseg.nets.deconvnet import Mirror, Mirroring, columns_of, is_plain, last_of
 from tagseg.ops import pooling
 from tagseg.ops.geometry import align
 from tagseg.store import Work
@@ -27,10 +27,10 @@ class Stack:
     `route`, `rectify`, `tie`, `bias`, `unpool`: as in `Mirroring`; route "any" is "conv" where the network allows it.
     `levels`: which, counted from 1, the finest; none named: all. `select`: "fixed" takes these, "learned" gives each a
     gate that costs `gate_cost`, "greedy" leaves out levels, the least missed first, while the mean tag loss grows by
-    less than `spare`. `source`: "mirror", or "encoder": the encoder's own features on the same grids (a hypercolumn,
-    the control that shows what the mirror adds). `norm`: what brings levels to one scale: batch norm of each channel,
-    "l2" (the root mean square of a level), "none". `pool`: class maps to image scores. `top`: what goes down: all that
-    the top holds, or once for each class what speaks for it.
+    less than `spare`. `source`: "mirror", or "encoder": the encoder's own features, the last of each block, on the same
+    grids (a hypercolumn, the control that shows what the mirror adds). `norm`: what brings levels to one scale: batch
+    norm of each channel, "l2" (the root mean square of a level), "none". `pool`: class maps to image scores. `top`:
+    what goes down: all that the top holds, or once for each class what speaks for it.
     """
 
     route: Literal["any", "conv", "vjp"] = "any"
@@ -63,11 +63,13 @@ class StackNet(nn.Module):
         freeze_batch_norm(backbone)
         route = cfg.route if cfg.route != "any" else "conv" if is_plain(backbone) else "vjp"
         self.mirror = Mirror(backbone, Mirroring(route, cfg.rectify, cfg.tie, cfg.bias, cfg.unpool))
-        many = len(self.mirror.grids)
+        self.columns = columns_of(backbone) if cfg.source == "encoder" else ()
+        self.grids = tuple(backbone.tap(name) for name in self.columns) or self.mirror.grids
+        many = len(self.grids)
         self.levels = chosen(cfg.levels, many)
-        norms = [nn.BatchNorm2d(g.channels) if cfg.norm == "bn" else nn.Identity() for g in self.mirror.grids]
+        norms = [nn.BatchNorm2d(g.channels) if cfg.norm == "bn" else nn.Identity() for g in self.grids]
         self.norms = nn.ModuleList(norms)
-        self.heads = nn.ParameterList(torch.empty(classes, g.channels) for g in self.mirror.grids)
+        self.heads = nn.ParameterList(torch.empty(classes, g.channels) for g in self.grids)
         for head in self.heads:
             nn.init.normal_(head, std=0.01)
         self.bias = nn.Parameter(torch.zeros(classes))
@@ -83,7 +85,7 @@ class StackNet(nn.Module):
     @property
     def tap(self) -> Tap:
         """The grid of the maps."""
-        return self.mirror.grids[self.levels[0] - 1]
+        return self.grids[self.levels[0] - 1]
 
     def new(self) -> list[nn.Parameter]:
         """Everything that is not the encoder's."""
@@ -98,10 +100,11 @@ class StackNet(nn.Module):
     def found(self, x: Tensor) -> tuple[list[Sequence[Tensor]], Tensor]:
         """Levels, finest first, of one way down (of one for each class where each has a top), and auxiliary logits."""
         if self.cfg.source == "encoder":
-            points = self.mirror.points(x)
-            return [points[:-1]], self.aux(points[-1].mean((2, 3)))
-        top, found = self.mirror(x, self.signals if self.cfg.top == "class" else lambda top: [top])
-        return found, self.aux(top.mean((2, 3)))
+            last = last_of(self.backbone)
+            features = self.backbone(x, (*self.columns, last))
+            return [[features[name] for name in self.columns]], self.aux(features[last].mean((2, 3)))
+        last, _, found = self.mirror(x, self.signals if self.cfg.top == "class" else lambda top: [top])
+        return found, self.aux(last.mean((2, 3)))
 
     def signals(self, top: Tensor) -> list[Tensor]:
         """What of the top speaks for each class."""
@@ -113,13 +116,13 @@ class StackNet(nn.Module):
         size = (parts[0].shape[2], parts[0].shape[3])
         total = parts[0]
         for b, part in zip(self.levels[1:], parts[1:], strict=True):
-            total = total + align(part, self.mirror.grids[b - 1], self.tap, size)
+            total = total + align(part, self.grids[b - 1], self.tap, size)
         return total + self.bias.view(1, -1, 1, 1)  # dfs Eq. 8
 
     def part(self, level: Tensor, b: int) -> Tensor:
         """What level b (from 1) adds to each class map, on its own grid."""
         if self.cfg.norm == "l2":
-            level = level / level.square().mean((1, 2, 3), keepdim=True).sqrt().clamp(min=1e-6)
+            level = level / level.square().mean((1, 2, 3), keepdim=True).clamp(min=1e-12).sqrt()
         head = self.heads[b - 1]
         if len(self.gates):
             head = head * self.gates[0][b - 1].sigmoid()
@@ -127,10 +130,14 @@ class StackNet(nn.Module):
 
 
 def by_class(found: Sequence[Sequence[Tensor]], read: Callable[[Sequence[Tensor]], Tensor]) -> Tensor:
-    """What `read` makes of levels (n,C,h,w): of the same ones for all classes, or for each class of its own."""
+    """What `read` makes of levels (n,C,h,w): of the same ones for all classes, or for each class of its own.
+
+    Levels of all classes are read in one batch: batch norms see them together, as they do when nothing is learned.
+    """
     if len(found) == 1:
         return read(found[0])
-    return torch.stack([read(levels)[:, k] for k, levels in enumerate(found)], 1)
+    maps = read([torch.cat(same) for same in zip(*found, strict=True)]).unflatten(0, (len(found), -1))
+    return torch.stack([one[:, k] for k, one in enumerate(maps)], 1)
 
 
 def chosen(levels: tuple[int, ...], many: int) -> tuple[int, ...]:

@@ -122,7 +122,7 @@ def _steps(stage: nn.Module) -> tuple[Step, ...]:
             steps.append(Step(layer, None))
         elif isinstance(layer, FixedBatchNorm | nn.BatchNorm2d) and steps:
             steps[-1] = Step(steps[-1].conv, layer)
-        elif not isinstance(layer, nn.ReLU):
+        elif not (isinstance(layer, nn.ReLU) or (isinstance(layer, TwoWay) and layer.top == float("inf"))):
             return ()
     return tuple(steps)
 
@@ -167,6 +167,14 @@ def _effective(step: Step) -> Tensor:
     return weight if scale is None else weight * scale.detach().view(-1, 1, 1, 1)
 
 
+class Mirrored(NamedTuple):
+    """The last features X_B, the top (n,d,h',w'), which is what its pool makes of them, and levels for each signal."""
+
+    last: Tensor
+    top: Tensor
+    levels: list[list[Tensor]]
+
+
 class Mirror(nn.Module):
     """The way back through a backbone: from normalised images to the top and the levels, finest first.
 
@@ -193,12 +201,12 @@ class Mirror(nn.Module):
         if cfg.route == "vjp":
             obey(backbone, self.way)
 
-    def forward(self, x: Float[Tensor, "n 3 h w"], signals: Signals = _itself) -> tuple[Tensor, list[list[Tensor]]]:
-        """The top (n,d,h',w'), and for each signal that `signals` makes of it (one: itself) the levels."""
+    def forward(self, x: Float[Tensor, "n 3 h w"], signals: Signals = _itself) -> Mirrored:
+        """There and back: `signals` makes of the top what goes down (one: itself)."""
         if self.cfg.route == "vjp":
             return self._by_autograd(x, signals)
         top, traces = encoded(x, self.parts)
-        return top, [self.back(signal, traces) for signal in signals(top)]
+        return Mirrored(traces[-1].active[-1], top, [self.back(signal, traces) for signal in signals(top)])
 
     def back(self, top: Tensor, traces: Sequence[Trace]) -> list[Tensor]:
         """The levels, finest first, of a signal on the grid of the top."""
@@ -233,15 +241,15 @@ class Mirror(nn.Module):
         return F.conv_transpose2d(v if scale is None else v * scale, weight, bias, padding=padding,  # type: ignore[arg-type]
                                   dilation=dilation)
 
-    def _by_autograd(self, x: Tensor, signals: Signals) -> tuple[Tensor, list[list[Tensor]]]:
+    def _by_autograd(self, x: Tensor, signals: Signals) -> Mirrored:
         """The same by vector-Jacobian products between neighbouring grids; works without grad mode, too."""
         learning = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
         with torch.inference_mode(False), torch.enable_grad(), nullcontext() if learning else only():
             frozen = not any(p.requires_grad for p in self.backbone.parameters())
-            points = self.points(x.clone().requires_grad_(True) if frozen else x.clone())
-            top = points[-1] if learning else points[-1].detach()
+            *points, last = self.points(x.clone().requires_grad_(True) if frozen else x.clone())
+            top, last = (t if learning else t.detach() for t in (points[-1], last))
             found = [self._pulled(signal, points, learning) for signal in signals(top)]
-        return top, found if learning else [[v.detach() for v in one] for one in found]
+        return Mirrored(last, top, found if learning else [[v.detach() for v in one] for one in found])
 
     def _pulled(self, v: Tensor, points: Sequence[Tensor], learning: bool) -> list[Tensor]:
         found = list[Tensor]()
@@ -253,20 +261,39 @@ class Mirror(nn.Module):
         return found[::-1]
 
     def points(self, x: Tensor) -> list[Tensor]:
-        """The features where levels lie, finest first, and the top."""
+        """The features where levels lie, finest first, the top, and what lies before the pool at its end, if any."""
+        end = last_of(self.backbone)
         if FIRST not in self.names:
-            features = self.backbone(x, self.names)
-            return [features[name] for name in self.names]
-        found, body = list[Tensor](), self.backbone.body
+            features = self.backbone(x, (*self.names, end))
+            return [features[name] for name in (*self.names, end)]
+        found, body, last = list[Tensor](), self.backbone.body, x
         assert isinstance(body, Chain)
         for name, stage in body.stages.items():
             for layer in stage if isinstance(stage, nn.Sequential) else [stage]:
                 x = layer(x)
                 if not found and isinstance(layer, nn.ReLU | TwoWay):
                     found.append(x)
+            last = x if name == end else last
             if name in self.names:
                 found.append(x)
-        return found
+        return [*found, last]
+
+
+def last_of(backbone: Backbone) -> str:
+    """The last features that are no pool's."""
+    return [tap.name for tap in backbone.taps if not tap.name.startswith("pool")][-1]
+
+
+def columns_of(backbone: Backbone) -> tuple[str, ...]:
+    """Features of the network itself on the grids of the levels: the last ones of each grid, X_b of each block b."""
+    names, known = names_of(backbone), backbone.taps
+    grids = [_grid(backbone, name) for name in names[:-1]]
+    found = []
+    for own, following in zip(grids, [*grids[1:], None], strict=True):
+        alike = [t.name for t in known if t.stride == own.stride and not t.name.startswith("pool")]
+        alone = following is not None and following.stride == own.stride  # two levels on one grid
+        found.append(own.name if alone else alike[-1])
+    return tuple(found)
 
 
 def names_of(backbone: Backbone) -> tuple[str, ...]:
@@ -368,9 +395,14 @@ class TwoWay(nn.Module):
 
 
 def obey(module: nn.Module, way: Way) -> None:
-    """Replace every ReLU and ReLU6 inside, in place; other activations keep their derivative."""
+    """Replace every ReLU and ReLU6 inside, in place; other activations keep their derivative.
+
+    A network that was mirrored before follows the new way alone.
+    """
     for name, child in module.named_children():
-        if isinstance(child, nn.ReLU | nn.ReLU6):
+        if isinstance(child, TwoWay):
+            child.way = way
+        elif isinstance(child, nn.ReLU | nn.ReLU6):
             setattr(module, name, TwoWay(way, 6.0 if isinstance(child, nn.ReLU6) else float("inf")))
         else:
             obey(child, way)
