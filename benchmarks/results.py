@@ -151,7 +151,8 @@ def settings(found: list[dict[str, Any]]) -> str:
 
 
 VARIANT = (("tag_accuracy", "tags told"), ("class_iou", "IoU by class"), ("best_iou", "best IoU"),
-           ("precision_at_0.5", "P at R .5"), ("precision_at_0.7", "P at R .7"), ("average_precision", "AP"))  # fmt: skip
+           ("precision_at_0.5", "P at R .5"), ("precision_at_0.7", "P at R .7"),
+           ("average_precision", "AP"))  # fmt: skip
 
 
 def variants(found: list[dict[str, Any]], first: str, key: str = "variant") -> str:

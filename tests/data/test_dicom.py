@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,6 +113,51 @@ def test_colour_is_taken_as_it_is(tmp_path: Path) -> None:
                     f"{name}PaletteColorLookupTableData": np.array(column, np.uint16).tobytes()}
     path = dicoms.write(tmp_path / "b.dcm", np.array([[0, 1]], np.uint8), **palette)
     assert decode(path)[:, 0].T.tolist() == [[0, 1, 255], [255, 2, 0]]
+
+
+@pytest.mark.parametrize("place", ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"])
+def test_enhanced_files_keep_window_rescaling_and_spacing_in_groups(tmp_path: Path, place: str) -> None:
+    inner, groups = Dataset(), {
+        "PixelMeasuresSequence": {"PixelSpacing": [0.5, 0.25]},
+        "PixelValueTransformationSequence": {"RescaleIntercept": -1024, "RescaleSlope": 2},
+        "FrameVOILUTSequence": {"WindowCenter": 40, "WindowWidth": 400},
+    }  # fmt: skip
+    for group, values in groups.items():
+        one = Dataset()
+        for name, value in values.items():
+            setattr(one, name, value)
+        setattr(inner, group, [one])
+    frames = np.stack([np.arange(0, 1200, 10, np.uint16).reshape(10, 12), np.zeros((10, 12), np.uint16)])
+    enhanced = dicoms.write(tmp_path / "a.dcm", frames, **{place: [inner]})
+    flat = dicoms.write(tmp_path / "b.dcm", frames, PixelSpacing=[0.5, 0.25], RescaleIntercept=-1024, RescaleSlope=2,
+                        WindowCenter=40, WindowWidth=400)  # fmt: skip
+    one, other = examine(enhanced), examine(flat)
+    np.testing.assert_array_equal(one.pixels, other.pixels)
+    assert len(np.unique(one.pixels)) > 20
+    assert one.spacing == other.spacing == (0.5, 0.25)
+
+
+@pytest.mark.parametrize("emptied", [
+    {"VOILUTSequence": []}, {"RescaleSlope": None, "RescaleIntercept": None}, {"ModalityLUTSequence": []},
+    {"PixelPaddingValue": 0, "PixelPaddingRangeLimit": None}, {"WindowCenter": None, "WindowWidth": None},
+])  # fmt: skip
+def test_elements_that_were_emptied_count_as_missing(tmp_path: Path, emptied: dict[str, Any]) -> None:
+    values = np.arange(1, 121, dtype=np.uint8).reshape(10, 12)
+    found = examine(dicoms.write(tmp_path / "a.dcm", values, **emptied))
+    np.testing.assert_array_equal(found.pixels[0], values)
+
+
+def test_half_of_a_rescaling_is_a_whole_one(tmp_path: Path) -> None:
+    values = np.arange(0, 240, 2, dtype=np.uint8).reshape(10, 12)
+    found = examine(dicoms.write(tmp_path / "a.dcm", values, RescaleSlope=2))
+    np.testing.assert_array_equal(found.pixels[0], values)  # stored values and the type's range are scaled alike
+
+
+def test_an_exact_window_may_be_narrower_than_one(tmp_path: Path) -> None:
+    values = np.array([[0, 1, 2, 3]], np.uint8)
+    found = examine(dicoms.write(tmp_path / "a.dcm", values, WindowCenter=1.0, WindowWidth=0.5, RescaleSlope=0.25,
+                                      RescaleIntercept=0.5, VOILUTFunction="LINEAR_EXACT"))  # fmt: skip
+    assert found.pixels[0].tolist() == [[0, 0, 128, 255]]
 
 
 def test_the_first_of_several_frames_and_run_lengths(tmp_path: Path) -> None:

@@ -89,6 +89,18 @@ def test_sixteen_bit_grey_is_linear_over_the_full_range(tmp_path: Path, suffix: 
     assert "16-bit grey scaled to 8 bits" in examine(path).notes
 
 
+def test_white_is_zero_is_turned_at_any_depth(tmp_path: Path) -> None:
+    deep = np.array([[0, 16383, 32767, 65535]], np.uint16)
+    path = tmp_path / "x-ray.tif"
+    Image.fromarray(deep).save(path, tiffinfo={262: 0})  # as it is
+    assert decode(path)[0].tolist() == [[255, 191, 128, 0]]
+    assert "white-is-zero inverted" in examine(path).notes
+    shallow = np.array([[0, 63, 127, 255]], np.uint8)
+    Image.fromarray(shallow).save(path, tiffinfo={262: 0})  # Pillow turns these on writing and on reading
+    assert Image.open(path).tag_v2[262] == 0  # type: ignore[attr-defined]
+    assert decode(path)[0].tolist() == shallow.tolist()
+
+
 def test_sixteen_bit_ramp_is_not_saturated(tmp_path: Path) -> None:
     image = Image.fromarray(np.linspace(0, 65535, 256).astype(np.uint16)[None])
     assert np.abs(decode(save(image, tmp_path / "a.png"))[0, 0].astype(int) - np.arange(256)).max() <= 1

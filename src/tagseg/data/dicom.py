@@ -25,6 +25,11 @@ from tagseg.types import EnvironmentFault
 Window = tuple[float, float]  # centre and width, in the file's own units (HU for CT)
 Spacing = tuple[float, float]  # millimetres from row to row, and from column to column
 MAGIC_AT = 128
+GROUPS = {
+    "PixelMeasuresSequence": ("PixelSpacing",),
+    "PixelValueTransformationSequence": ("RescaleIntercept", "RescaleSlope"),
+    "FrameVOILUTSequence": ("WindowCenter", "WindowWidth", "VOILUTFunction"),
+}
 
 
 def is_dicom(head: bytes) -> bool:
@@ -37,7 +42,27 @@ def parse(data: bytes) -> Any:
     found = _pydicom().dcmread(BytesIO(data))
     if "PixelData" not in found:
         raise ModeRefused("a DICOM file without pixels; leave it out")
-    return found
+    return _tidied(found)
+
+
+def _tidied(dataset: Any) -> Any:
+    """What enhanced files keep in sequences for each frame or for all is brought to where others have it; elements
+    that were emptied (anonymised files) count as missing; half of a rescaling gets its other half.
+    """
+    for place in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
+        for group, names in GROUPS.items():
+            inner = (dataset.get(place) or [{}])[0].get(group)
+            for name in names if inner else ():
+                if name in inner[0] and name not in dataset:
+                    dataset[name] = inner[0][name]
+    for name in (*(name for names in GROUPS.values() for name in names), "VOILUTSequence", "ModalityLUTSequence",
+                 "PixelPaddingValue", "PixelPaddingRangeLimit"):  # fmt: skip
+        if name in dataset and dataset[name].is_empty:
+            del dataset[name]
+    if ("RescaleSlope" in dataset) != ("RescaleIntercept" in dataset):
+        slope, intercept = dataset.get("RescaleSlope", 1), dataset.get("RescaleIntercept", 0)
+        dataset.RescaleSlope, dataset.RescaleIntercept = slope, intercept
+    return dataset
 
 
 def size(dataset: Any) -> tuple[int, int]:
@@ -119,10 +144,11 @@ def _shares(dataset: Any, values: np.ndarray, window: Window | None, notes: list
         table = dataset.VOILUTSequence[0]
         entries = np.asarray(apply_voi(measured.astype(np.int64), dataset, index=0), np.float64)
         return (entries / (2 ** int(table.LUTDescriptor[2]) - 1)).clip(0, 1)
-    own = _own_window(dataset)
+    function = str(dataset.get("VOILUTFunction") or "LINEAR")
+    own = _own_window(dataset, 1.0 if function == "LINEAR" else 0.0)
     if own is not None:
         notes.append("DICOM grey by the file's own window")
-        return windowed(measured, own, str(dataset.get("VOILUTFunction") or "LINEAR"))
+        return windowed(measured, own, function)
     notes.append("DICOM grey without a window: all values that its type can hold; set one with --window")
     low, high = _range(dataset)
     return ((measured - low) / max(high - low, 1e-9)).clip(0, 1)
@@ -138,9 +164,10 @@ def windowed(values: np.ndarray, window: Window, function: str = "LINEAR") -> np
     return ((values - (centre - 0.5)) / max(width - 1, 1e-9) + 0.5).clip(0, 1)
 
 
-def _own_window(dataset: Any) -> Window | None:
+def _own_window(dataset: Any, least: float) -> Window | None:
+    """The file's window; one without a width, or one narrower than its function allows, is none."""
     centre, width = (_first(dataset.get(name)) for name in ("WindowCenter", "WindowWidth"))
-    return (centre, width) if centre is not None and width is not None and width >= 1 else None
+    return (centre, width) if centre is not None and width and width >= least else None
 
 
 def _first(value: Any) -> float | None:

@@ -4,6 +4,7 @@
 8-bit           as they are; grey is repeated three times; palettes are looked up; CMYK by Pillow's plain formula.
 16-bit grey     0..65535 -> 0..255 linearly, rounded: (v + 128) // 257. Never stretched by a file's own range, which
                 would give one material two brightnesses in two images. 12-bit data comes out dark, and is noted.
+                Where a TIFF says that white is zero, inverted, and noted.
 16-bit colour   the high byte (what Pillow keeps), at most one level from the rule above.
 32-bit integer  only values in 0..65535, as 16-bit.
 float           only values in 0..1, times 255, rounded.
@@ -21,6 +22,7 @@ RGB = UInt8[np.ndarray, "h w 3"]
 Grey = UInt8[np.ndarray, "h w"]
 
 TWELVE_BIT = 4095
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # of TIFF
 
 
 class ModeRefused(ValueError):
@@ -33,7 +35,11 @@ def to_rgb(image: Image.Image, notes: list[str]) -> RGB:
     Errors: `ModeRefused` for LAB, floats outside 0..1, integers outside 0..65535.
     """
     if image.mode.startswith("I;16") or image.mode == "I":
-        return repeat(_from_16_bit(np.asarray(image), notes))
+        grey = _from_16_bit(np.asarray(image), notes)
+        if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow turns 8-bit ones alone
+            grey = 255 - grey
+            notes.append("white-is-zero inverted")
+        return repeat(grey)
     if image.mode == "F":
         return repeat(_from_float(np.asarray(image), notes))
     if image.has_transparency_data:
