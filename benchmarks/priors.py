@@ -57,10 +57,11 @@ SETS = (
     "classifier.schedule.max_images=8000",
     "segmenter.schedule.min_images=4800",
     "segmenter.schedule.max_images=4800",
+    "segmenter.lse_r=5",  # in every arm that does not name another one
 )
 NOISE = (0.25, 0.35, 0.45)  # of a whole object's activation, whose height is 1
 NEAR = 2  # pixels of the boundary F-measure
-SHARPNESS = (1.0, 10.0, 20.0)  # of the smooth maximum, beside the default 5
+SHARPNESS = (1.0, 10.0, 20.0)  # of the smooth maximum, beside 5
 
 
 # ---- maps: pictures made here ----

@@ -51,7 +51,7 @@ def test_the_plan_is_what_runs(made: Tiny, tmp_path: Path) -> None:
 def test_each_setting_changes_its_stages_and_what_follows(made: Tiny) -> None:
     cfgs = (made.prepared.cfg, config.replace(made.prepared.cfg, "prior.region", 0.5))
     method_checks.settings_matter(priors, made.prepared.inputs, cfgs, 80, own=("masks", "prior.region"),
-                                  values={"prior.region": 0.25},
+                                  values={"prior.region": 0.25, "segmenter.lse_r": 3.0},
                                   refused=lambda cfg, name: name == "prior.crf.unsure_below")
 
 

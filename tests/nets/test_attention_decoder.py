@@ -6,6 +6,7 @@ import inspect
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tagseg.nets.attention_decoder import (
@@ -13,12 +14,14 @@ from tagseg.nets.attention_decoder import (
     Attention,
     Decoder,
     Shape,
+    TransferNet,
     check_up,
     densified,
     levels_of,
     switches_of,
 )
 from tagseg.nets.backbones import build
+from tagseg.nets.deconvnet import unpool
 from tagseg.types import UsageError
 
 FORMS = ("conv", "fc", "fc_pooled")
@@ -75,19 +78,22 @@ def decoder(up: str = "switch", **more: object) -> tuple[Decoder, Tensor, dict[s
 
 def test_transfernet_s7_03_the_decoder_has_no_place_for_a_class() -> None:
     torch.manual_seed(0)
-    model, _, found, last = decoder()
+    many = 37  # a number of classes that no layer has by chance
+    model = TransferNet(build("small", stride=16), many, Shape(width=12)).eval()
     assert list(inspect.signature(Decoder.forward).parameters) == ["self", "dense", "switches", "size"]
-    many = 37  # a number of classes that no layer of the decoder has by chance
-    assert all(many not in p.shape for p in model.parameters())
-    looking = Attention(last.shape[1], many, Shape(width=12))
-    switches = switches_of(found, model.levels, last, "switch")
-    outputs = []
-    for k in (0, 20):
-        alpha, _ = looking(last, one_hot(k, k, among=many))
-        fixed = torch.full_like(alpha, 1 / alpha[0].numel())  # attention held fixed
-        z = torch.einsum("rhw,rdhw->rd", fixed, last)
-        outputs.append(model(densified(last, z), switches, (64, 96)))
-    assert torch.equal(*outputs)
+    assert all(many not in p.shape for p in model.decoder.parameters())
+    assert any(many in p.shape for p in model.attention.parameters())
+    x = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(2))
+    rows = model.encode(x)
+
+    def drawn(k: int) -> Tensor:
+        _, dense, _ = model(rows, one_hot(k, k, among=many))
+        return model.draw(dense, rows)
+
+    assert not torch.allclose(drawn(0), drawn(20))  # while attention may look where it wants
+    with torch.no_grad():
+        model.attention.out.weight.zero_()  # attention held fixed, whatever the class
+    assert torch.equal(drawn(0), drawn(20))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -97,6 +103,15 @@ def test_transfernet_s7_04_classes_by_another_number_change_nothing(form: str) -
         second.name.weight.copy_(first.name.weight[:, order])
     a, y = features(), one_hot(0, 1, 2, 4)
     for one, other in zip(first(a, y), second(a, y[:, order]), strict=True):
+        torch.testing.assert_close(one, other)
+    torch.manual_seed(0)
+    model = TransferNet(build("small", stride=16), 5, Shape(attention=form, width=12), (4, 6)).eval()  # type: ignore[arg-type]
+    rows = model.encode(torch.randn(4, 3, 64, 96, generator=torch.Generator().manual_seed(2)))
+    (alpha, dense, _), logits = (found := model(rows, y)), model.draw(found[1], rows)
+    with torch.no_grad():
+        model.attention.name.weight.copy_(model.attention.name.weight[:, order].clone())
+    alpha_, dense_, _ = model(rows, y[:, order])
+    for one, other in ((alpha, alpha_), (dense, dense_), (logits, model.draw(dense_, rows))):
         torch.testing.assert_close(one, other)
 
 
@@ -125,6 +140,17 @@ def test_transfernet_s7_09_odd_sizes_keep_their_place(up: str) -> None:
     found = backbone(x, ["last", *(tap.name for tap in levels)])
     switches = switches_of(found, levels, found["last"], up)  # type: ignore[arg-type]
     assert [s.size for s in switches] == [tuple(found[t.name].shape[2:]) for t in levels]
+    for made, tap in zip(switches, levels, strict=True):
+        if made.where is None:
+            continue
+        level = found[tap.name].relu()
+        where = made.where.expand(-1, level.shape[1], -1, -1)
+        values = level.flatten(2).gather(2, where.flatten(2)).view(where.shape)
+        back = unpool(values, where, made.size, overlap=made.where.shape[1] == 1)
+        kept = back != 0
+        assert torch.equal(back[kept], level[kept])  # each value where it came from
+        if up == "switch":
+            torch.testing.assert_close(F.max_pool2d(back, 2, 2), F.max_pool2d(level, 2, 2))
     model = Decoder(levels, Shape(up=up))  # type: ignore[arg-type]
     assert model(densified(found["last"], found["last"].mean((2, 3))), switches, (65, 97)).shape[2:] == (65, 97)
 
@@ -175,3 +201,24 @@ def test_overlapping_pools_have_no_switches_of_their_own() -> None:
         made = switches_of(found, levels, found["last"], up)  # type: ignore[arg-type]
         logits = Decoder(levels, Shape(up=up))(densified(found["last"], found["last"].mean((2, 3))), made, (96, 96))  # type: ignore[arg-type]
         assert logits.shape == (1, 2, 96, 96)
+
+
+def test_any_way_up_is_the_networks_own_pools_or_one_switch_for_all_channels() -> None:
+    for name, expected in (("small", "switch"), ("squeezenet1_1", "switch_shared"), ("mobilenet_v2", "switch_shared")):
+        model = TransferNet(build(name, stride=16), 3, Shape(width=8))
+        assert model.up == expected
+        rows = model.encode(torch.randn(1, 3, 65, 97))
+        alpha, dense, _ = model(rows, one_hot(1, among=3))
+        assert model.draw(dense, rows).shape[2:] == (65, 97)
+        assert alpha.shape == dense.shape[:1] + dense.shape[2:]
+
+
+def test_attention_is_never_in_half_precision() -> None:
+    torch.manual_seed(0)
+    model = TransferNet(build("small", stride=16), 3, Shape(width=8)).eval()
+    x = torch.randn(2, 3, 96, 96)
+    with torch.autocast("cpu", torch.bfloat16):
+        rows = model.encode(x)
+        alpha, dense, _ = model(rows, one_hot(0, 2, among=3))
+    assert alpha.dtype == dense.dtype == torch.float32
+    torch.testing.assert_close(alpha.sum((1, 2)), torch.ones(2), atol=1e-6, rtol=0)

@@ -15,14 +15,25 @@ import tiny
 from tagseg.data.folder import open_set
 from tagseg.data.generated import scenes
 from tagseg.data.images import mask_reads, other_mask_reads, reset_mask_reads
-from tagseg.data.loader import Augment
+from tagseg.data.index import TaggedSet
+from tagseg.data.loader import Augment, drawn_from
 from tagseg.data.other_masks import Joined, of_other_classes
 from tagseg.data.weights import Pretrained
 from tagseg.nets.attention_decoder import Shape, TransferNet, foreground_share
 from tagseg.nets.backbones import build
 from tagseg.segment import predict_decoder, train_decoder
 from tagseg.segment.predict_decoder import told
-from tagseg.segment.train_decoder import Alternating, Attend, Draw, Encoder, RowLoss, mask_losses, outlines
+from tagseg.segment.train_decoder import (
+    Alternating,
+    Attend,
+    Draw,
+    Encoder,
+    RowLoss,
+    mask_losses,
+    outlines,
+    scale_of,
+    with_tags,
+)
 from tagseg.store import Run
 from tagseg.training.schedule import Schedule
 from tagseg.types import UsageError
@@ -153,6 +164,45 @@ def test_both_sets_as_one() -> None:
     assert not both.tags[row, 3:].any()
     assert np.array_equal(both.source.read("source/train/000001"), SOURCE.tagged.source.read("train/000001"))
     assert both.source.size("source/train/000001") == SOURCE.tagged.source.size("train/000001")
+
+
+def test_an_image_that_both_sets_have_is_there_once_with_the_tags_of_both() -> None:
+    target = TARGET.without_masks()
+    ids = target.ids[2:5]
+    shared = TaggedSet("shared", ("left", "right"), ids, np.array([[1, 0], [0, 1], [1, 1]], bool),
+                       np.array([True, True, True]), target.source)  # fmt: skip
+    both = Joined(target, shared).tagged
+    assert both.ids == tuple(f"target/{i}" for i in target.ids)
+    for k, sample in enumerate(ids):
+        row = both.ids.index(f"target/{sample}")
+        assert both.tags[row, : len(target.classes)].tolist() == target.tags_of(sample).tolist()
+        assert both.tags[row, len(target.classes) :].tolist() == shared.tags[k].tolist()
+    assert both.tagged.all()
+    assert not both.tags[both.ids.index(f"target/{target.ids[0]}"), len(target.classes) :].any()
+
+
+def test_images_without_a_tag_are_not_drawn() -> None:
+    target = TARGET.without_masks()
+    bare = replace(target, tags=target.tags & (np.arange(len(target)) % 2 == 0)[:, None])
+    assert with_tags(bare).ids == tuple(i for i in target.ids if bare.tags_of(i).any())
+    assert 0 < len(with_tags(bare)) <= len(target) // 2
+    nothing = replace(target, tags=np.zeros_like(target.tags))
+    assert with_tags(nothing).ids == target.ids
+
+
+def test_the_measured_scale_brings_nearly_all_features_under_one() -> None:
+    model = net()
+    draws = Alternating(*(drawn_from(s.without_masks(), SMALL, 4, 0) for s in (TARGET, SOURCE)), 3)
+    scale = scale_of(model, draws)
+    images = [draws(step)["images"].float() / 255 for step in range(64)]
+    seen = np.concatenate([model.encode(model.backbone.preprocess(i)).features.numpy().ravel() for i in images])
+    assert model.scale == 1.0
+    assert (seen * scale < 1).mean() == pytest.approx(0.999, abs=5e-4)
+
+
+def test_classes_are_the_same_in_any_case_of_letters() -> None:
+    with pytest.raises(UsageError, match="are among those that are asked for"):
+        of_other_classes(SOURCE, tuple(name.upper() for name in SOURCE.classes[:2]))
 
 
 def test_masks_of_other_classes_are_counted_apart() -> None:

@@ -66,7 +66,7 @@ def test_the_loss_reads_probabilities_on_the_grid_of_the_masks() -> None:
     logits = model(model.backbone.preprocess(both["images"].float() / 255))  # type: ignore[operator, union-attr]
     fine = train.resample(logits, stride=model.stride, offset=model.offset, in_size=(32, 40), out_size=(32, 40))  # type: ignore[arg-type]
     regions = tag_losses.regions_of(both["labels"], both["tags"], binary=False)
-    expected, _ = tag_losses.masked(fine.softmax(1), both["tags"], regions, 5.0)
+    expected, _ = tag_losses.masked(fine.softmax(1), both["tags"], regions, 1.0)
     torch.testing.assert_close(PriorLoss("multi", CFG).total(model, both), expected.sum())
     coarse = PriorLoss("multi", SegmentPrior(**SETTINGS, loss_grid="cells")).total(model, both)
     assert not torch.allclose(coarse, expected.sum())

@@ -61,7 +61,8 @@ def of_other_classes(masked: MaskedSet, target: tuple[str, ...], only: tuple[str
     leaves out images that have them as tags; "ignore" says nothing of their pixels, and so knows where they lie.
     Errors: `UsageError` naming the classes that both sets have.
     """
-    shared = [name for name in only or masked.classes if name in set(target)]
+    asked = {name.casefold() for name in target}
+    shared = [name for name in only or masked.classes if name.casefold() in asked]
     if shared:
         more = f" and {len(shared) - _SHOWN} more" if len(shared) > _SHOWN else ""
         raise UsageError(f"--aux: the classes {', '.join(shared[:_SHOWN])}{more} are among those that are asked for; "
@@ -70,7 +71,7 @@ def of_other_classes(masked: MaskedSet, target: tuple[str, ...], only: tuple[str
     if rest != "background" and not only:
         raise UsageError(f"--aux-rest {rest}: found no --aux-only, expected the classes of --aux that are learned from "
                          "where it has the target's, too")
-    both = [name for name in masked.classes if name in set(target)]
+    both = [name for name in masked.classes if name.casefold() in asked]
     if only:
         if rest == "drop":
             theirs = masked.tagged.tags[:, [masked.classes.index(name) for name in both]].any(1)
@@ -102,7 +103,10 @@ class JoinedImages:
 
 @dataclass(frozen=True, eq=False)
 class Joined:
-    """Target and source as one set of tags: classes of the target first, images by target/ID and source/ID."""
+    """Target and source as one set of tags: classes of the target first, images by target/ID and source/ID.
+
+    An image that both have, told by content, is there once, as the target's, with the tags of both.
+    """
 
     target: TaggedSet
     source: TaggedSet
@@ -110,10 +114,16 @@ class Joined:
     @cached_property
     def tagged(self) -> TaggedSet:
         many, few = len(self.target.classes), len(self.source.classes)
-        ids = [*(f"source/{i}" for i in self.source.ids), *(f"target/{i}" for i in self.target.ids)]
+        mine = {self.target.source.digest(i): place for place, i in enumerate(self.target.ids)}
+        same = np.array([mine.get(self.source.source.digest(i), -1) for i in self.source.ids], np.int64)
+        alone = np.flatnonzero(same < 0)
+        ids = [*(f"source/{self.source.ids[k]}" for k in alone), *(f"target/{i}" for i in self.target.ids)]
         tags = np.zeros((len(ids), many + few), np.bool_)
-        tags[: len(self.source), many:], tags[len(self.source) :, :many] = self.source.tags, self.target.tags
-        tagged = np.concatenate([self.source.tagged, self.target.tagged])
+        tags[: len(alone), many:], tags[len(alone) :, :many] = self.source.tags[alone], self.target.tags
+        tagged = np.concatenate([self.source.tagged[alone], self.target.tagged])
+        for k in np.flatnonzero(same >= 0):
+            tags[len(alone) + same[k], many:] |= self.source.tags[k]
+            tagged[len(alone) + same[k]] |= self.source.tagged[k]
         images = JoinedImages({"target": self.target.source, "source": self.source.source})
         classes = (*self.target.classes, *self.source.classes)
         return TaggedSet(f"{self.target.name} and {self.source.name}", classes, tuple(ids), tags, tagged, images,

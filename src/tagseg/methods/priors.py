@@ -67,8 +67,8 @@ def check(inputs: Inputs, cfg: Config) -> None:
         raise UsageError("--picks: with masks=none nothing is learned from masks, so picks would change nothing; leave "
                          "one of the two out")
     prior_masks.check(cfg.prior)
-    if not cfg.segmenter.lse_r > 0:
-        raise UsageError(f"segmenter.lse_r: found {cfg.segmenter.lse_r}, expected a sharpness above 0")
+    if (r := cfg.segmenter.lse_r) != "usual" and not float(r) > 0:
+        raise UsageError(f"segmenter.lse_r: found {r}, expected a sharpness above 0, or usual")
 
 
 class Seen(NamedTuple):

@@ -14,7 +14,7 @@ from tagseg.refine import class_crf, threshold
 from tagseg.refine.crf import Crf
 from tagseg.segment import predict_decoder, train_decoder
 from tagseg.store import Run
-from tagseg.types import UsageError
+from tagseg.types import DataError, UsageError
 
 NEEDS_AUX = ADAPTS = True
 
@@ -58,6 +58,9 @@ class Config:
 def fit(run: Run, inputs: Inputs, cfg: Config) -> Fitted:
     """Learn where each class lies from tags, learn what an outline is from other classes' masks, put both together."""
     target, aux = inputs.tagged, inputs.aux
+    if not target.has_background:
+        raise DataError(f"{target.name}: has no background, expected a set with one: what the decoder draws is an "
+                        "object before a background")
     if inputs.trained is not None:  # an earlier run's decoder draws other classes: attention alone learns
         return finished(run, inputs, train_decoder.adapted(run, target, inputs.trained, cfg.attend), cfg)
     if aux is None:

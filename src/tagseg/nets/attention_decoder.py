@@ -22,7 +22,7 @@ from tagseg.types import UsageError
 
 Size = tuple[int, int]
 Form = Literal["conv", "fc", "fc_pooled"]
-Up = Literal["switch", "switch_shared", "bilinear"]
+Up = Literal["any", "switch", "switch_shared", "bilinear"]
 POOLED = 10  # the grid of "fc_pooled"
 
 
@@ -30,13 +30,14 @@ POOLED = 10  # the grid of "fc_pooled"
 class Shape:
     """What the two networks look like; see `Attention` and `Decoder`.
 
-    `highlight`: what the decoder is given, the densified attention or attention itself (a control).
+    `up` "any": "switch" where a network's pools allow it, else "switch_shared". `highlight`: what the decoder is given,
+    the densified attention or attention itself (a control).
     """
 
     attention: Form = "conv"
     width: int = 1024
     combine_layer: bool = True
-    up: Up = "switch"
+    up: Up = "any"
     norm: Literal["gn", "none"] = "gn"
     init: Literal["kaiming", "gaussian"] = "kaiming"
     highlight: Literal["dense", "attention"] = "dense"
@@ -138,7 +139,7 @@ class Decoder(nn.Module):
 
     def __init__(self, levels: Sequence[Tap], shape: Shape, convolutions: int = 2) -> None:
         super().__init__()
-        self.levels, self.up, self.init = tuple(levels), shape.up, shape.init
+        self.levels, self.init = tuple(levels), shape.init
         self.first = self._unit(1, levels[0].channels, shape)
         after = [*(tap.channels for tap in levels[1:]), levels[-1].channels]
         self.stages = nn.ModuleList(
@@ -219,7 +220,7 @@ class TransferNet(nn.Module):
     def __init__(self, backbone: Backbone, classes: int, shape: Shape, grid: Size | None = None) -> None:
         super().__init__()
         check_up(backbone, shape.up)
-        self.shape = shape
+        self.shape, self.up = shape, up_of(backbone, shape.up)
         freeze_batch_norm(backbone)
         self.backbone = backbone.requires_grad_(False)
         self.levels, channels = levels_of(backbone), backbone.tap("last").channels
@@ -238,13 +239,18 @@ class TransferNet(nn.Module):
         """Normalised images, once for all their classes."""
         found = self.backbone(x, ["last", *(tap.name for tap in self.levels)])
         features = found["last"].relu() * self.scale  # transfernet Eq. 1
-        switches = switches_of(found, self.levels, found["last"], self.shape.up)
+        switches = switches_of(found, self.levels, found["last"], self.up)
         return Encoded(features, switches, (x.shape[2], x.shape[3]))
 
     def forward(self, rows: Encoded, classes: Bool[Tensor, "r k"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Attention (r,h,w), its dense form (r,1,h,w), and the classifier's logits (r,K), of one class in each row."""
-        alpha, z = self.attention(rows.features, classes)
-        dense = densified(rows.features, z)
+        """Attention (r,h,w), its dense form (r,1,h,w), and the classifier's logits (r,K), of one class in each row.
+
+        Never in half precision: alpha sums to 1 over hundreds of cells.
+        """
+        with torch.autocast(rows.features.device.type, enabled=False):
+            features = rows.features.float()
+            alpha, z = self.attention(features, classes)
+            dense = densified(features, z)
         if self.shape.highlight == "attention":
             dense = alpha[:, None] * alpha[0].numel()  # 1 on average, whatever the grid
         return alpha, dense, self.classifier(z)
@@ -258,6 +264,11 @@ class TransferNet(nn.Module):
 def foreground_share(logits: Float[Tensor, "r 2 a b"], background: float) -> Float[Tensor, "r a b"]:
     """The probability of foreground, the background's own weighted by `background` before they are normed."""
     return torch.sigmoid(logits[:, 1] - logits[:, 0] - math.log(background))  # transfernet Eq. 14
+
+
+def up_of(backbone: Backbone, up: Up) -> Up:
+    """How the decoder of a network enlarges where "any" way will do."""
+    return up if up != "any" else "switch" if is_plain(backbone) else "switch_shared"
 
 
 def check_up(backbone: Backbone, up: Up) -> None:

@@ -76,7 +76,8 @@ def given_model(request: Request, method: ModuleType, tagged: TaggedSet) -> Weig
     masked = model.meta.get("masked")
     if masked is None:
         raise UsageError(f"{request.adapt}: holds no model of transfernet; expected a run of this method")
-    if shared := [name for name in tagged.classes if name in masked]:
+    known = {name.casefold() for name in masked}
+    if shared := [name for name in tagged.classes if name.casefold() in known]:
         raise UsageError(f"adapt: the decoder has learned from masks of {', '.join(shared)}; expected classes that it "
                          f"has not seen (it has seen {', '.join(masked)})")
     return model

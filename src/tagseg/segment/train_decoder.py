@@ -178,8 +178,8 @@ def attention(work: Work, target: TaggedSet, source: TaggedSet, encoder: Weights
     meta = encoder.meta
     classes = (*target.classes, *source.classes)
     draws = Alternating(
-        drawn_from(target.training(), cfg.augment, cfg.schedule.batch, int(cfg.seed)),
-        drawn_from(source.training(), cfg.augment, cfg.schedule.batch, int(cfg.seed) + 1),
+        drawn_from(with_tags(target), cfg.augment, cfg.schedule.batch, int(cfg.seed)),
+        drawn_from(with_tags(source), cfg.augment, cfg.schedule.batch, int(cfg.seed) + 1),
         len(target.classes),
     )
     backbone = build(meta["backbone"], stride=meta["stride"])
@@ -210,9 +210,9 @@ def joint(work: Work, target: TaggedSet, aux: OtherMasks, before: Weights, cfg: 
     """The same network with its decoder, taught the outlines of the other classes."""
     torch.manual_seed(int(cfg.seed))
     model = load(before)
-    source = aux.tagged.training()
+    source = with_tags(aux.tagged)
     draws = Alternating(
-        drawn_from(target.training(), cfg.augment, cfg.schedule.batch, int(cfg.seed)),
+        drawn_from(with_tags(target), cfg.augment, cfg.schedule.batch, int(cfg.seed)),
         drawn_from(source, cfg.augment, cfg.schedule.batch, int(cfg.seed) + 1, aux.mask),
         len(target.classes),
     )
@@ -236,7 +236,7 @@ def adapted(work: Work, target: TaggedSet, before: Weights, cfg: Attend) -> None
     anew = ("attention.name.", "classifier.layers.2.")
     kept = {n: t for n, t in before.tensors().items() if not n.startswith(("tagger.", *anew))}
     model.load_state_dict({**model.state_dict(), **kept})
-    draws = drawn_from(target.training(), cfg.augment, cfg.schedule.batch, int(cfg.seed))
+    draws = drawn_from(with_tags(target), cfg.augment, cfg.schedule.batch, int(cfg.seed))
     rates = optimiser(cfg.schedule, [], model.learned(attention=True, decoder=False))
 
     def batch(step: int) -> Batch:
@@ -246,6 +246,12 @@ def adapted(work: Work, target: TaggedSet, before: Weights, cfg: Attend) -> None
     with prefetched(batch) as batches:
         learn(work, cfg, model, rates, batches, RowLoss(1.0, 0.0, len(target.classes)), len(target), draws.names)
     described(work, model, {n: meta[n] for n in ("backbone", "stride", "classes", "others", "masked", "grid", "size")})
+
+
+def with_tags(tagged: TaggedSet) -> TaggedSet:
+    """The images that give a row: those with a tag. Where none has one, all, as nothing can be learned anyway."""
+    some = [i for i in tagged.ids if tagged.tags_of(i).any()]
+    return tagged.select(some) if some else tagged
 
 
 def _train(work: Work, model: TransferNet, draws: Alternating, loss: RowLoss, cfg: Attend | Draw,
