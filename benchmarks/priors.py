@@ -260,10 +260,14 @@ def arms(start: Start) -> Iterator[tuple[str, LabelSet | None, Weights]]:
     assert start.prepared.truth is not None
     ceiling = true(start.run, start.prepared.truth, Truth())
     yield "true mask", ceiling, start.trained("multi", ceiling)
-    best = picked(start)
-    yield "best candidate of each image", best, start.trained("multi", best)
     for r in SHARPNESS:
         yield f"multi, r = {r:g}", whole, start.trained("multi", whole, lse_r=r)
+    flat = {"lse_r": SHARPNESS[0]}  # the default with masks
+    yield "binary, r = 1", both, start.trained("binary", both, **flat)
+    yield "without the CRF, r = 1", others["without the CRF"], start.trained("multi", others["without the CRF"], **flat)
+    yield "true mask, r = 1", ceiling, start.trained("multi", ceiling, **flat)
+    best = picked(start)
+    yield "best candidate of each image, r = 1", best, start.trained("multi", best, **flat)
 
 
 def trained(preset: str, seed: int, cache: Path, weights: Pretrained, wanted: str, at: str | None) -> list[Row]:
