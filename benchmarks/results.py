@@ -206,8 +206,9 @@ def predicates(mine: list[dict[str, Any]], known: dict[tuple[str, int], dict[str
         "with two": lambda row: row["by_tag_count"].get("2"),
     }  # fmt: skip
     lines = ["| val, paired by seed | " + " | ".join(read) + " |", "|---|" + "---|" * len(read)]
-    pairs = [(arm, other) for arm, other in (("binary", first), ("binary", best), ("multi", first), ("multi", best),
-                                             ("multi", "binary"), ("multi, r = 1", best)) if {(arm, s) for s in seeds} <= known.keys()]
+    asked = (("binary", first), ("binary", best), ("multi", first), ("multi", best), ("multi", "binary"),
+             ("multi, r = 1", best))  # fmt: skip
+    pairs = [(arm, other) for arm, other in asked if {(arm, s) for s in seeds} <= known.keys()]
     for arm, other in dict.fromkeys(pairs):
         cells = [[(of(known[arm, s]), of(known[other, s])) for s in seeds] for of in read.values()]
         cells = [_apart([a - b for a, b in cell if a is not None and b is not None]) for cell in cells]

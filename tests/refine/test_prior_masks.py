@@ -31,14 +31,25 @@ def maps(*values: float, classes: tuple[int, ...] = ()) -> ClassMaps:
 
 
 def test_priors_s7_06_the_partition_by_hand() -> None:
-    found = fused(np.full((2, 3), 0.8, np.float32), maps(0.6, 0.2), PriorMasks())
+    found = fused(np.full((2, 3), 0.8, np.float32), maps(0.6, 0.2), PriorMasks(widen="none"))
     np.testing.assert_allclose(found[:, 0, 0], [0.2, 0.59950, 0.20050], atol=5e-6)
     np.testing.assert_allclose(found.sum(0), 1, atol=1e-6)
     for value in (0.7, 0.0):
         alone = fused(np.full((2, 3), 0.8, np.float32), maps(value), PriorMasks())
         assert np.array_equal(alone, halves(np.full((2, 3), 0.8, np.float32), PriorMasks()))
-    nothing = fused(np.full((2, 3), 0.6, np.float32), maps(0.0, 0.0, 0.0), PriorMasks())
+    nothing = fused(np.full((2, 3), 0.6, np.float32), maps(0.0, 0.0, 0.0), PriorMasks(widen="none"))
     np.testing.assert_allclose(nothing[1:], 0.2, atol=1e-6)
+
+
+def test_a_foreground_that_several_tags_share_is_widened() -> None:
+    """With .6 all four tags together are likelier than the background, and each alone is not."""
+    ground, even = np.full((2, 3), 0.6, np.float32), maps(0.5, 0.5, 0.5, 0.5)
+    wide = fused(ground, even, PriorMasks())
+    np.testing.assert_allclose(wide[0], 1 - 0.6**0.5, atol=1e-6)
+    np.testing.assert_allclose(wide[1:], 0.6**0.5 / 4, atol=1e-6)
+    np.testing.assert_allclose(fused(ground, even, PriorMasks(widen="none"))[0], 0.4, atol=1e-6)
+    one = maps(0.5)
+    assert np.array_equal(fused(ground, one, PriorMasks()), fused(ground, one, PriorMasks(widen="none")))
 
 
 def test_candidates_see_more_or_less_foreground() -> None:

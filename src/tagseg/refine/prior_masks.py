@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -28,17 +28,21 @@ APART = 3.0  # energy that the "second" best pays for each pixel that it labels 
 
 @dataclass(frozen=True)
 class PriorMasks:
-    """`delta` is a prior on pixels that no class map speaks for: they are shared out evenly. `region`: how much of each
-    pixel's log-probability is that of its superpixel (0: none). `candidate`: "plain"; from a "wider" (F to the power of
-    .5) or a "tighter" foreground (squared); "raw", without the CRF; "second", the best labels that are unlike the plain
-    ones; "loose" and "strict", by a CRF to which colours look twice as alike, or half. Of `crf`, `unsure_below` must be
-    0: each pixel belongs to a tag or to the background.
+    """`widen` "tags": the foreground to the power of 1 / sqrt K where K tags share it; else each of them may lose to a
+    background that is less likely than all of them together. `delta` is a prior on pixels that no class map speaks for:
+    they are shared out evenly. `region`: how much of each pixel's log-probability is that of its superpixel (0: none).
+    `candidate`: "plain"; from a "wider" (F to the power of .5) or a "tighter" foreground (squared); "raw", without the
+    CRF; "second", the best labels that are unlike the plain ones; "loose" and "strict", by a CRF to which colours look
+    twice as alike, or half. Of `crf`, `unsure_below` must be 0: each pixel belongs to a tag or to the background.
     """
 
+    widen: Literal["tags", "none"] = "tags"
     delta: float = 1e-3
     region: float = 0.0
     candidate: Literal["plain", "wider", "tighter", "raw", "second", "loose", "strict"] = "plain"
     crf: crf.Crf = field(default_factory=crf.Crf)
+
+    BUDGETS: ClassVar[dict[str, dict[str, Any]]] = {"paper": {"widen": "none"}}
 
 
 def check(cfg: PriorMasks) -> None:
@@ -140,9 +144,9 @@ def vanished(labels: LabelSet, tagged: TaggedSet) -> dict[str, int]:
     return dict(zip(tagged.classes, lost.tolist(), strict=True))
 
 
-def halves(foreground: F32, cfg: PriorMasks) -> F32:
-    """Probabilities (2,H,W) of background and foreground (H,W)."""
-    foreground = foreground.clip(0, 1) ** np.float32(POWERS.get(cfg.candidate, 1.0))
+def halves(foreground: F32, cfg: PriorMasks, power: float = 1.0) -> F32:
+    """Probabilities (2,H,W) of background and foreground (H,W), to the candidate's power and one more."""
+    foreground = foreground.clip(0, 1) ** np.float32(POWERS.get(cfg.candidate, 1.0) * power)
     return np.stack([1 - foreground, foreground])
 
 
@@ -151,7 +155,7 @@ def fused(foreground: F32, maps: ClassMaps, cfg: PriorMasks) -> F32:
 
     One class gets all of it, exactly.
     """
-    ground, objects = halves(foreground, cfg)
+    ground, objects = halves(foreground, cfg, len(maps.classes) ** -0.5 if cfg.widen == "tags" else 1.0)
     scores = enlarge(maps.scores, maps.size) + np.float32(cfg.delta)
     return np.concatenate([ground[None], objects * (scores / scores.sum(0))])  # priors Eq. 6
 
