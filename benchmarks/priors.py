@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
@@ -62,6 +62,7 @@ SETS = (
 )
 NOISE = (0.25, 0.35, 0.45)  # of a whole object's activation, whose height is 1
 NEAR = 2  # pixels of the boundary F-measure
+DEFAULT = "multi, widened, r = 1"
 SHARPNESS = (1.0, 10.0, 20.0)  # of the smooth maximum, beside 5
 
 
@@ -201,11 +202,12 @@ class Start:
     def tagged(self) -> TaggedSet:
         return self.prepared.inputs.tagged
 
-    def masks(self, kind: str = "multi", candidate: str = "plain", **changes: Any) -> LabelSet:
-        """Masks out of the pretrained network."""
+    def masks(self, kind: str = "multi", candidate: str = "plain", widen: Literal["tags", "none"] = "none",
+              **changes: Any) -> LabelSet:
+        """Masks out of the pretrained network; `changes` of how its activations are read."""
         seen = asked(NET, 192, **changes)
         ground = foreground.maps(self.run, self.tagged.images(), self.weights, seen)
-        cfg = prior_masks.named(self.prepared.cfg.prior, candidate)
+        cfg = replace(prior_masks.named(self.prepared.cfg.prior, candidate), widen=widen)
         if kind == "binary":
             return prior_masks.binary(self.run, self.tagged, ground, (), cfg)
         return prior_masks.multi(self.run, self.tagged, ground, self.maps, (), cfg)
@@ -218,7 +220,7 @@ class Start:
 
 def picked(start: Start) -> LabelSet:
     """What a person could reach who picks, in each image, the candidate that is nearest to the truth."""
-    sets = {name: start.masks(candidate=name) for name in prior_masks.CANDIDATES}
+    sets = {name: start.masks(candidate=name, widen="tags") for name in prior_masks.CANDIDATES}
     truth, usual = start.prepared.truth, prior_masks.CANDIDATES[0]
     assert truth is not None
     picks = dict[str, str]()
@@ -265,10 +267,13 @@ def arms(start: Start) -> Iterator[tuple[str, LabelSet | None, Weights]]:
         yield f"multi, r = {r:g}", whole, start.trained("multi", whole, lse_r=r)
     flat = {"lse_r": SHARPNESS[0]}  # the default with masks
     yield "binary, r = 1", both, start.trained("binary", both, **flat)
-    yield "without the CRF, r = 1", others["without the CRF"], start.trained("multi", others["without the CRF"], **flat)
+    wide = start.masks(widen="tags")
+    yield "multi, widened", wide, start.trained("multi", wide)
+    yield DEFAULT, wide, start.trained("multi", wide, **flat)
+    raw, best = start.masks(candidate="raw", widen="tags"), picked(start)
+    yield "widened, without the CRF, r = 1", raw, start.trained("multi", raw, **flat)
+    yield "widened, best candidate of each image, r = 1", best, start.trained("multi", best, **flat)
     yield "true mask, r = 1", ceiling, start.trained("multi", ceiling, **flat)
-    best = picked(start)
-    yield "best candidate of each image, r = 1", best, start.trained("multi", best, **flat)
 
 
 def trained(preset: str, seed: int, cache: Path, weights: Pretrained, wanted: str, at: str | None) -> list[Row]:

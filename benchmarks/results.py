@@ -207,7 +207,8 @@ def predicates(mine: list[dict[str, Any]], known: dict[tuple[str, int], dict[str
     }  # fmt: skip
     lines = ["| val, paired by seed | " + " | ".join(read) + " |", "|---|" + "---|" * len(read)]
     asked = (("binary", first), ("binary", best), ("multi", first), ("multi", best), ("multi", "binary"),
-             ("multi, r = 1", best))  # fmt: skip
+             ("multi, r = 1", best), ("multi, widened, r = 1", best), ("multi, widened, r = 1", "multi, r = 1"),
+             ("multi, widened, r = 1", "binary, r = 1"))  # fmt: skip
     pairs = [(arm, other) for arm, other in asked if {(arm, s) for s in seeds} <= known.keys()]
     for arm, other in dict.fromkeys(pairs):
         cells = [[(of(known[arm, s]), of(known[other, s])) for s in seeds] for of in read.values()]
