@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 import tiny
 from tagseg.data.folder import open_set
@@ -18,6 +19,7 @@ from tagseg.data.images import mask_reads, other_mask_reads, reset_mask_reads
 from tagseg.data.index import TaggedSet
 from tagseg.data.loader import Augment, drawn_from
 from tagseg.data.other_masks import Joined, of_other_classes
+from tagseg.data.scenes import preset
 from tagseg.data.weights import Pretrained
 from tagseg.nets.attention_decoder import Shape, TransferNet, foreground_share
 from tagseg.nets.backbones import build
@@ -36,7 +38,7 @@ from tagseg.segment.train_decoder import (
 )
 from tagseg.store import Run
 from tagseg.training.schedule import Schedule
-from tagseg.types import UsageError
+from tagseg.types import DataError, UsageError
 
 TARGET = scenes("scenes:transfer?train=10&val=2&size=48&side=target", ("train",))
 SOURCE = scenes("scenes:transfer?train=10&val=2&size=48&side=source", ("train",))
@@ -198,6 +200,32 @@ def test_the_measured_scale_brings_nearly_all_features_under_one() -> None:
     seen = np.concatenate([model.encode(model.backbone.preprocess(i)).features.numpy().ravel() for i in images])
     assert model.scale == 1.0
     assert (seen * scale < 1).mean() == pytest.approx(0.999, abs=5e-4)
+
+
+def test_fc_draws_images_of_any_shape_in_a_square(tmp_path: Path) -> None:
+    folder, names = tiny.photos(tmp_path / "photos", count=4), preset("basic").classes
+    for k, path in enumerate(sorted((folder / "images").iterdir())):
+        Image.open(path).resize((64, 40) if k % 2 else (36, 60)).save(path)
+        mask = folder / "masks" / f"{path.stem}.png"
+        Image.open(mask).resize((64, 40) if k % 2 else (36, 60), Image.Resampling.NEAREST).save(mask)
+    opened = open_set(folder).truth
+    assert opened is not None
+    target = replace(opened.without_masks(), classes=tuple(f"my {n}" for n in names))
+    aux, square = of_other_classes(opened, target.classes), Augment(size=48, square=True)
+    assert drawn_from(target, square, 2, 0).shapes.crops == ((48, 48),)
+    run = Run(tmp_path / "runs", workers=1)
+    encoder = train_decoder.pretrained(run, Pretrained("small", "random start", "random", {}), Encoder("small"))
+    shape = Shape(attention="fc", width=8)
+    attending = train_decoder.attention(run, target, aux.tagged, encoder,
+                                        Attend(shape=shape, augment=square, schedule=SHORT, **AUTO))
+    model = train_decoder.joint(run, target, aux, attending, Draw(augment=square, schedule=SHORT, **AUTO))
+    found = predict_decoder.maps(run, target, model, predict_decoder.Looked(grid=1, **CPU))
+    for one in found:
+        assert one.scores.shape[1:] == target.source.size(one.id)
+        assert ((one.scores >= 0) & (one.scores <= 1)).all()
+    mixed = Attend(shape=shape, augment=SMALL, schedule=replace(SHORT, batch=1), **AUTO)
+    with pytest.raises(DataError, match=r"attend\.augment\.square=true"):
+        train_decoder.attention(run, target, aux.tagged, encoder, mixed)
 
 
 def test_classes_are_the_same_in_any_case_of_letters() -> None:

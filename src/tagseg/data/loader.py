@@ -17,6 +17,7 @@ import torch
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
+from tagseg.config import added
 from tagseg.data.index import ImageSource, TaggedSet
 from tagseg.types import I32, IGNORE, U8
 
@@ -27,7 +28,7 @@ _ASPECTS = 1.4  # from one group of aspect ratios to the next
 
 @dataclass(frozen=True)
 class Augment:
-    """`size`: square root of the crop's area in pixels; its shape follows the images' aspect ratio.
+    """`size`: square root of the crop's area in pixels; its shape follows the images' aspect ratio, unless `square`.
 
     `scale`: range of the random zoom of the whole image against the crop; `colour`: strength of brightness, contrast
     and saturation jitter.
@@ -37,6 +38,7 @@ class Augment:
     scale: tuple[float, float] = (0.8, 1.25)
     flip: bool = True
     colour: float = 0.2
+    square: bool = added(False)
 
 
 class Window(NamedTuple):
@@ -234,7 +236,10 @@ def drawn_from(
     positives: float = 0.0,
 ) -> Draws:
     """What a stage trains on: batches of the images of a set, each batch of one aspect ratio."""
-    shapes = crop_shapes([tagged.source.size(i) for i in tagged.ids], augment.size, batch)
+    if augment.square:
+        shapes = Shapes(((augment.size, augment.size),), np.zeros(len(tagged.ids), np.int64))
+    else:
+        shapes = crop_shapes([tagged.source.size(i) for i in tagged.ids], augment.size, batch)
     return Draws(tagged.source, tagged.ids, tagged.tags, shapes, augment, batch, seed, labels, positives)
 
 

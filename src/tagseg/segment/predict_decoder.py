@@ -103,10 +103,26 @@ def _write(work: Work, images: TaggedSet, model: TransferNet, cfg: Drawn, presen
 
 @torch.inference_mode()
 def drawn(model: TransferNet, image: U8, classes: np.ndarray, cfg: Drawn, part: Part, size: tuple[int, int]) -> F32:
-    """Maps (K,h,w) in 0..1 of classes (K,), counted from 0, of one image (3,H,W)."""
+    """Maps (K,h,w) in 0..1 of classes (K,), counted from 0, of one image (3,H,W).
+
+    Attention "fc" sees one grid: where it is a square, the image is shown in one, black below or to the right of it.
+    """
     if not len(classes):
         return np.zeros((0, *size), np.float32)
+    grid = model.attention.grid
+    if model.shape.attention == "fc" and grid is not None and grid[0] == grid[1]:
+        side, fine_side = max(image.shape[1:]), max(size)
+        square = np.zeros((3, side, side), np.uint8)
+        square[:, : image.shape[1], : image.shape[2]] = image
+        whole = _shown(model, square, classes, cfg, part, (cfg.size, cfg.size), (fine_side, fine_side))
+        return whole[:, : size[0], : size[1]]
     shape = net_shape((image.shape[1], image.shape[2]), cfg.size, 1.0, model.backbone.min_size)
+    return _shown(model, image, classes, cfg, part, shape, size)
+
+
+def _shown(model: TransferNet, image: U8, classes: np.ndarray, cfg: Drawn, part: Part, shape: tuple[int, int],
+           size: tuple[int, int]) -> F32:
+    """The same at one input `shape` of the network."""
     x = torch.from_numpy(resized(image, shape)).to(cfg.device)[None].float() / 255
     rows = model.encode(model.backbone.preprocess(x)).rows(torch.zeros(len(classes), dtype=torch.long))
     many = model.attention.name.in_features

@@ -48,7 +48,7 @@ class Attend(Training):
         },
         "paper": {
             "shape": Shape(attention="fc", norm="none"),
-            "augment": Augment(size=320, scale=(1.0, 1.0)),
+            "augment": Augment(size=320, scale=(1.0, 1.0), square=True),
             "schedule": Schedule(epochs=10**6, min_images=0, max_images=960_000, batch=64, optimiser="adamw",
                                  head_lr=1e-3, weight_decay=0.0, warmup=0.0, power=0.0),
         },
@@ -74,7 +74,7 @@ class Draw(Training):
             "schedule": Schedule(epochs=10, min_images=3200, max_images=8000, batch=8),
         },
         "paper": {
-            "augment": Augment(size=320, scale=(1.0, 1.0)),
+            "augment": Augment(size=320, scale=(1.0, 1.0), square=True),
             "schedule": Schedule(epochs=10**6, min_images=0, max_images=960_000, batch=64, optimiser="adamw",
                                  head_lr=5e-4, weight_decay=0.0, warmup=0.0, power=0.0),
         },
@@ -190,7 +190,7 @@ def attention(work: Work, target: TaggedSet, source: TaggedSet, encoder: Weights
     if cfg.shape.attention == "fc":
         if len(shapes) > 1:
             raise DataError(f"attention \"fc\" sees one grid, and the images have crops of {sorted(shapes)}; expected "
-                            "images of about one aspect ratio, or choose attention=conv")
+                            "attend.augment.square=true and draw.augment.square=true, or attend.shape.attention=conv")
         with torch.no_grad():  # and in eval mode: nothing of the encoder may move, its batch norms neither
             h, w = backbone.eval()(torch.zeros(1, 3, *next(iter(shapes))), ["last"])["last"].shape[2:]
         grid = (h, w)
