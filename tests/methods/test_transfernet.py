@@ -122,8 +122,25 @@ def test_what_cannot_be_adapted_says_so(made: Tiny, trained: Tiny, tmp_path: Pat
         runs.plan(asked(tmp_path / "c", data=THIN, aux=None, adapt=tmp_path / "nowhere"))
     with pytest.raises(UsageError, match="leave --aux out"):
         runs.plan(asked(tmp_path / "e", data=THIN, adapt=made.out))
+    with pytest.raises(UsageError, match=r"attend\.shape\.width=8: adapt keeps the network"):
+        runs.plan(asked(tmp_path / "f", data=THIN, aux=None, adapt=made.out, sets=("attend.shape.width=8",)))
     with pytest.raises(DataError, match="expected two or more"):
         runs.run(asked(tmp_path / "d", data="scenes:lesions?train=24&val=12&size=48", aux=None, adapt=made.out))
+
+
+def test_an_adapted_run_has_the_network_of_its_run_and_says_where_sizes_differ(made: Tiny, tmp_path: Path) -> None:
+    folder = tiny.photos(tmp_path / "photos", count=12)
+    for file in ("tags.csv", "classes.txt"):
+        text = (folder / file).read_text()
+        for name in preset("basic").classes:
+            text = text.replace(name, f"my {name}")
+        (folder / file).write_text(text)
+    request = asked(tmp_path / "out" / "a", data=str(folder), aux=None, adapt=made.out, backbone="auto", val=())
+    prepared = runs.plan(request)[1]
+    assert prepared.cfg.tagger.backbone == "small"  # for photos it would be another one
+    assert not any("pixels a side" in line for line in prepared.warnings)
+    larger = runs.plan(replace(request, sets=(*request.sets, "maps.size=64")))[1]
+    assert any("has learned from images of 48 pixels a side and is shown 64" in line for line in larger.warnings)
 
 
 def test_both_sides_come_out_of_one_folder(tmp_path: Path) -> None:

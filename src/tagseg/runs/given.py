@@ -61,8 +61,8 @@ def given_aux(request: Request, method: ModuleType, tagged: TaggedSet, val: Tagg
     return of_other_classes(found, tagged.classes, request.aux_only, request.aux_rest)
 
 
-def given_model(request: Request, method: ModuleType, tagged: TaggedSet) -> Weights | None:
-    """The model that is adapted to a set's classes. Errors: `UsageError` where its decoder has seen masks of one."""
+def given_model(request: Request, method: ModuleType) -> Weights | None:
+    """The model that is adapted to a set's classes. Errors: `UsageError` for what is none, or asked to be another."""
     if request.adapt is None:
         return None
     if not getattr(method, "ADAPTS", False):
@@ -73,14 +73,31 @@ def given_model(request: Request, method: ModuleType, tagged: TaggedSet) -> Weig
         raise UsageError(f"{request.adapt}: holds no trained model (weights/{RECORD}); give the --out folder of a "
                          "finished `tagseg run transfernet`")
     model = Weights(verify(place)["key"], place)
-    masked = model.meta.get("masked")
-    if masked is None:
+    if model.meta.get("masked") is None:
         raise UsageError(f"{request.adapt}: holds no model of transfernet; expected a run of this method")
+    for one in request.sets:
+        name, _, value = one.partition("=")
+        own = str(model.meta["shape"].get(name.removeprefix("attend.shape."))).lower()
+        if name == "attend.scale" or (name.startswith("attend.shape.") and value.lower() != own):
+            raise UsageError(f"--set {one}: adapt keeps the network of {request.adapt} as it is; leave this out")
+    return model
+
+
+def check_model(model: Weights | None, tagged: TaggedSet, looked: int) -> list[str]:
+    """`UsageError` where a decoder that is adapted has seen masks of a class that is asked for; a warning where images
+    are shown to it at another size (`looked`) than it learned from.
+    """
+    if model is None:
+        return []
+    masked = model.meta["masked"]
     known = {name.casefold() for name in masked}
     if shared := [name for name in tagged.classes if name.casefold() in known]:
         raise UsageError(f"adapt: the decoder has learned from masks of {', '.join(shared)}; expected classes that it "
                          f"has not seen (it has seen {', '.join(masked)})")
-    return model
+    if looked != model.meta["size"]:
+        return [f"the decoder has learned from images of {model.meta['size']} pixels a side and is shown {looked}: "
+                "choose the --budget of its run, or --set maps.size, predict.maps.size and post.maps.size"]
+    return []
 
 
 def given_picks(request: Request, method: ModuleType, tagged: TaggedSet) -> tuple[Picks | None, list[str]]:

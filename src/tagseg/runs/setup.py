@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from tagseg import config, methods
+from tagseg.artifacts import Weights
 from tagseg.data.files import BadFile
 from tagseg.data.folder import Opened, open_set
 from tagseg.data.index import MaskedSet, TaggedSet, check_size
@@ -21,7 +22,7 @@ from tagseg.data.saliency_folder import check_maps
 from tagseg.data.weights import Pretrained, find
 from tagseg.disk import write_atomic
 from tagseg.methods.protocol import Inputs
-from tagseg.runs.given import given_aux, given_model, given_picks, given_saliency
+from tagseg.runs.given import check_model, given_aux, given_model, given_picks, given_saliency
 from tagseg.runs.request import Request
 from tagseg.training.schedule import recipe_values
 from tagseg.types import DataError, EnvironmentFault, UsageError
@@ -73,7 +74,8 @@ def prepare(request: Request) -> Prepared:
         check_outside(data, cache_folder(request), "the cache (--cache, TAGSEG_CACHE)")
     device = choose_device(request.device)
     precision = choose_precision(request.precision, device)
-    backbone = request.backbone if request.backbone != "auto" else "small" if _generated(request) else "mobilenet_v2"
+    trained = given_model(request, method)
+    backbone = _backbone(request, trained)
     cfg = configure(method.Config(), request, device, precision, backbone)
     check_backbones(cfg, backbone)
     check_devices(cfg)
@@ -92,7 +94,7 @@ def prepare(request: Request) -> Prepared:
         check_maps(given, tagged.images(), request.workers)
     picks, passed = given_picks(request, method, tagged)
     aux = given_aux(request, method, tagged, val.images if val else None)
-    trained = given_model(request, method, tagged)
+    told = check_model(trained, tagged, cfg.maps.size) if trained else []
     inputs = Inputs(tagged, find(request.weights, expected=backbone), aux, given, picks, trained)
     warnings = (
         *opened.warnings,
@@ -102,6 +104,7 @@ def prepare(request: Request) -> Prepared:
         *mask_warnings(truth, bad, "training"),
         *mask_warnings(val_truth, val_bad, "val"),
         *passed,
+        *told,
     )
     masks = (*bad, *val_bad)
     return Prepared(request, method, cfg, inputs, truth, val, opened, device, precision, backbone, warnings, masks)
@@ -203,6 +206,13 @@ def open_train(request: Request) -> Opened:
 def open_val(request: Request) -> Opened | None:
     splits = request.val or (("val",) if _generated(request) else ())
     return open_set(request.data, splits, request.reading) if splits else None
+
+
+def _backbone(request: Request, trained: Weights | None) -> str:
+    """The one that is asked for, that of the model that is adapted, or the usual one for the data."""
+    if request.backbone != "auto":
+        return request.backbone
+    return str(trained.meta["backbone"]) if trained else "small" if _generated(request) else "mobilenet_v2"
 
 
 def _generated(request: Request) -> bool:
@@ -317,7 +327,8 @@ def ledger(prepared: Prepared) -> list[str]:
                      f"{SAID.get(aux.rest, '')}")
     if prepared.inputs.trained is not None:
         masked = prepared.inputs.trained.meta["masked"]
-        lines.append(f"a decoder taught by pixel masks of other classes: {', '.join(masked)}")
+        rest = SAID.get(prepared.inputs.trained.meta.get("rest", ""), "")
+        lines.append(f"a decoder taught by pixel masks of other classes: {', '.join(masked)}{rest}")
     if prepared.inputs.saliency is not None:
         lines.append(f"saliency maps from elsewhere: {prepared.inputs.saliency.origin}")
     picks = prepared.inputs.picks

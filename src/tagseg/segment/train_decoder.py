@@ -219,7 +219,8 @@ def joint(work: Work, target: TaggedSet, aux: OtherMasks, before: Weights, cfg: 
     loss = RowLoss(cfg.tags, cfg.masks, draws.offset)
     parts = model.learned(attention=cfg.attention == "learns", decoder=True)
     _train(work, model, draws, loss, cfg, parts)
-    described(work, model, {**before.meta, "masked": list(aux.classes), "size": cfg.augment.size})
+    described(work, model, {**before.meta, "masked": list(aux.classes), "rest": aux.rest,
+                            "size": cfg.augment.size})  # fmt: skip
 
 
 @stage(Weights, version=1)
@@ -245,7 +246,8 @@ def adapted(work: Work, target: TaggedSet, before: Weights, cfg: Attend) -> None
 
     with prefetched(batch) as batches:
         learn(work, cfg, model, rates, batches, RowLoss(1.0, 0.0, len(target.classes)), len(target), draws.names)
-    described(work, model, {n: meta[n] for n in ("backbone", "stride", "classes", "others", "masked", "grid", "size")})
+    names = ("backbone", "stride", "classes", "others", "masked", "rest", "grid")
+    described(work, model, {**{n: meta[n] for n in names if n in meta}, "size": before.meta["size"]})
 
 
 def with_tags(tagged: TaggedSet) -> TaggedSet:
