@@ -73,7 +73,8 @@ def curves(run: Path) -> Path:
     panes[0].set_ylabel("mIoU %")
     figure.suptitle(f"{document['title']}, {document['backbone']}, {document['budget']}, seed {document['seed']}")
     figure.tight_layout()
-    path = RESULTS.parent / "img" / f"curves-{document['method']}-{document['data']}.png"
+    net = "" if document["backbone"] == "mobilenet_v2" else f"-{document['backbone']}"
+    path = RESULTS.parent / "img" / f"curves-{document['method']}-{document['data']}{net}.png"
     figure.savefig(path, dpi=90)
     return path
 
