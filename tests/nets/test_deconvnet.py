@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tagseg.nets import deconvnet
 from tagseg.nets.backbones import Backbone, build, freeze_batch_norm
 from tagseg.nets.deconvnet import Mirror, Mirroring, blocks, encoded, gain, names_of, unpool
+from tagseg.nets.two_way import TwoWay
 from tagseg.nets.vgg import Block, pooled_net
 from tagseg.types import UsageError
 
@@ -373,7 +373,7 @@ def test_the_classifiers_own_gradient_stays_what_it_was() -> None:
     encoded(x, blocks(other))[0].sum().backward()
     for a, b in zip(net.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
-    assert any(isinstance(part, deconvnet.TwoWay) for part in net.modules())
+    assert any(isinstance(part, TwoWay) for part in net.modules())
 
 
 def test_threads_that_predict_do_not_disturb_each_other() -> None:

@@ -83,12 +83,10 @@ def given_model(request: Request, method: ModuleType) -> Weights | None:
     return model
 
 
-def check_model(model: Weights | None, tagged: TaggedSet, looked: int) -> list[str]:
+def check_model(model: Weights, tagged: TaggedSet, looked: int) -> list[str]:
     """`UsageError` where a decoder that is adapted has seen masks of a class that is asked for; a warning where images
     are shown to it at another size (`looked`) than it learned from.
     """
-    if model is None:
-        return []
     masked = model.meta["masked"]
     known = {name.casefold() for name in masked}
     if shared := [name for name in tagged.classes if name.casefold() in known]:

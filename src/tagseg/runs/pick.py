@@ -95,30 +95,26 @@ def shown(tagged: TaggedSet, sets: Mapping[str, LabelSet]) -> Callable[[str, str
     return picture
 
 
-def writer(file: Path, before: Picks, shown: Collection[str],
+def writer(file: Path, before: Picks, ids: Collection[str],
            mask: Callable[[str, str], str]) -> Callable[[Mapping[str, str], str], None]:
-    """Saves picks of images that are `shown` beside what was picked `before` of others; `mask`: fingerprints by image
-    and candidate, for what is picked now. A file that somebody else changed stays.
+    """Saves picks of the images `ids` beside what was picked `before` of others; `mask`: fingerprints by image and
+    candidate, for what is picked now. A file that somebody else changed stays.
     """
-    mine = before.among(shown)
-    seen = dict(mine.seen)
-    others, kept = ({id: of[id] for id in of if id not in mine.chosen} for of in (before.chosen, before.seen))
+    mine = set(ids)
+    others = {id: name for id, name in before.chosen.items() if id not in mine}
 
     def content() -> bytes | None:
         return file.read_bytes() if file.exists() else None
 
-    known = [content()]
+    known, seen = content(), dict(before.seen)
 
     def save(picks: Mapping[str, str], now: str) -> None:
-        if content() != known[0]:
+        nonlocal known, seen
+        if content() != known:
             raise OSError(f"{file} was changed by another program: start tagseg pick again")
-        masks = {id: of for id, of in seen.items() if id != now}
-        if now in picks:
-            masks[now] = mask(now, picks[now])
-        write_picks(file, {**others, **picks}, {**kept, **masks})
-        seen.clear()
-        seen.update(masks)
-        known[0] = content()
+        masks = {**seen, now: mask(now, picks[now]) if now in picks else ""}
+        write_picks(file, {**others, **picks}, masks)
+        known, seen = content(), masks
 
     return save
 
