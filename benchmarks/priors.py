@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -64,6 +64,8 @@ NOISE = (0.25, 0.35, 0.45)  # of a whole object's activation, whose height is 1
 NEAR = 2  # pixels of the boundary F-measure
 DEFAULT = "multi, widened, r = 1"
 SHARPNESS = (1.0, 10.0, 20.0)  # of the smooth maximum, beside 5
+CONTROLS = frozenset({"mask anywhere", "without the CRF", "block4 alone", "block5 alone", "taps as they are",
+                      "true mask", "tags alone, r = 10", "multi, r = 10", "multi, r = 20"})  # fmt: skip
 
 
 # ---- maps: pictures made here ----
@@ -212,10 +214,12 @@ class Start:
             return prior_masks.binary(self.run, self.tagged, ground, (), cfg)
         return prior_masks.multi(self.run, self.tagged, ground, self.maps, (), cfg)
 
-    def trained(self, kind: str, masks: LabelSet, **changes: Any) -> Weights:
-        cfg = replace(self.prepared.cfg.segmenter, **changes)
+    def trained(self, kind: str, masks: LabelSet | None, r: float) -> Weights:
+        cfg, pretrained = replace(self.prepared.cfg.segmenter, lse_r=r), self.prepared.inputs.pretrained
+        if masks is None:
+            return train_prior.weak(self.run, self.tagged, pretrained, cfg)
         teach = train_prior.binary if kind == "binary" else train_prior.multi
-        return teach(self.run, self.tagged, masks, self.prepared.inputs.pretrained, cfg)
+        return teach(self.run, self.tagged, masks, pretrained, cfg)
 
 
 def picked(start: Start) -> LabelSet:
@@ -241,43 +245,43 @@ def likeness(found: np.ndarray, truth: np.ndarray) -> float:
     return float(np.mean([overlap(found[known] == c, truth[known] == c) for c in classes])) if len(classes) else 0.0
 
 
-def arms(start: Start) -> Iterator[tuple[str, LabelSet | None, Weights]]:
-    """Every arm: its masks, if it has any, and its segmenter."""
-    pretrained, cfg = start.prepared.inputs.pretrained, start.prepared.cfg.segmenter
-    yield "tags alone", None, train_prior.weak(start.run, start.tagged, pretrained, cfg)
-    for r in SHARPNESS:  # the baseline is searched as far as the method
-        sharper = replace(cfg, lse_r=r)
-        yield f"tags alone, r = {r:g}", None, train_prior.weak(start.run, start.tagged, pretrained, sharper)
-    whole = start.masks()
-    yield "multi", whole, start.trained("multi", whole)
-    yield "binary", (both := start.masks("binary")), start.trained("binary", both)
-    others = {
-        "mask anywhere": moved(start.run, whole, Moved()),
-        "without the CRF": start.masks("multi", "raw"),
-        "block4 alone": start.masks(taps=("block4",)),
-        "block5 alone": start.masks(taps=("block5",)),
-        "taps as they are": start.masks(tap_norm="none"),
+@dataclass(frozen=True)
+class Arm:
+    """One training: its masks (made when they are asked for; "weak" has none), its loss, its sharpness."""
+
+    masks: Callable[[], LabelSet] | None
+    kind: Literal["weak", "multi", "binary"] = "multi"
+    r: float = 5.0
+
+
+def arms(start: Start) -> dict[str, Arm]:
+    """Every arm by name."""
+    plain, wide = start.masks, partial(start.masks, widen="tags")
+    both, ceiling = partial(plain, "binary"), partial(true, start.run, start.prepared.truth, Truth())  # type: ignore[arg-type]
+    return {
+        "tags alone": Arm(None, "weak"),
+        **{f"tags alone, r = {r:g}": Arm(None, "weak", r) for r in SHARPNESS},  # the baseline is searched as far
+        "multi": Arm(plain),
+        "binary": Arm(both, "binary"),
+        "mask anywhere": Arm(lambda: moved(start.run, plain(), Moved())),
+        "without the CRF": Arm(partial(plain, "multi", "raw")),
+        "block4 alone": Arm(partial(plain, taps=("block4",))),
+        "block5 alone": Arm(partial(plain, taps=("block5",))),
+        "taps as they are": Arm(partial(plain, tap_norm="none")),
+        "true mask": Arm(ceiling),
+        **{f"multi, r = {r:g}": Arm(plain, r=r) for r in SHARPNESS},
+        "binary, r = 1": Arm(both, "binary", 1.0),
+        "multi, widened": Arm(wide),
+        DEFAULT: Arm(wide, r=1.0),
+        "widened, without the CRF, r = 1": Arm(partial(wide, candidate="raw"), r=1.0),
+        "widened, best candidate of each image, r = 1": Arm(partial(picked, start), r=1.0),
+        "true mask, r = 1": Arm(ceiling, r=1.0),
     }
-    for name, masks in others.items():
-        yield name, masks, start.trained("multi", masks)
-    assert start.prepared.truth is not None
-    ceiling = true(start.run, start.prepared.truth, Truth())
-    yield "true mask", ceiling, start.trained("multi", ceiling)
-    for r in SHARPNESS:
-        yield f"multi, r = {r:g}", whole, start.trained("multi", whole, lse_r=r)
-    flat = {"lse_r": SHARPNESS[0]}  # the default with masks
-    yield "binary, r = 1", both, start.trained("binary", both, **flat)
-    wide = start.masks(widen="tags")
-    yield "multi, widened", wide, start.trained("multi", wide)
-    yield DEFAULT, wide, start.trained("multi", wide, **flat)
-    raw, best = start.masks(candidate="raw", widen="tags"), picked(start)
-    yield "widened, without the CRF, r = 1", raw, start.trained("multi", raw, **flat)
-    yield "widened, best candidate of each image, r = 1", best, start.trained("multi", best, **flat)
-    yield "true mask, r = 1", ceiling, start.trained("multi", ceiling, **flat)
 
 
-def trained(preset: str, seed: int, cache: Path, weights: Pretrained, wanted: str, at: str | None) -> list[Row]:
-    """All rows of one scene and one seed (of data and of training)."""
+def trained(preset: str, seed: int, cache: Path, weights: Pretrained, wanted: Callable[[str], bool],
+            at: str | None) -> list[Row]:
+    """The rows of one scene and one seed (of data and of training), for the arms that are wanted."""
     data = f"scenes:{preset}?train={TRAIN}&val={VAL}&seed={seed}"
     request = Request(method="priors", data=data, out=cache / "priors", budget="quick", backbone="small", seed=seed,
                       sets=SETS, cache=cache)  # fmt: skip
@@ -287,9 +291,11 @@ def trained(preset: str, seed: int, cache: Path, weights: Pretrained, wanted: st
     classifier = classify.train(run, prepared.inputs.tagged, prepared.inputs.pretrained, prepared.cfg.classifier)
     start = Start(run, prepared, weights, cam.maps(run, prepared.inputs.tagged, classifier, prepared.cfg.cam))
     rows, clock, val = list[Row](), time.monotonic(), prepared.val.truth
-    for name, masks, model in arms(start):
-        if wanted and name not in wanted.split(","):
+    for name, arm in arms(start).items():
+        if not wanted(name):
             continue
+        masks = arm.masks() if arm.masks else None
+        model = start.trained(arm.kind, masks, arm.r)
         labels = segmented.labels(run, val.without_masks().without_tags(), model, prepared.cfg.predict)
         found = measure.labels(run, labels, val, measure.MeasureLabels()).read()
         own = measure.labels(run, masks, prepared.truth, measure.MeasureLabels()).read() if masks else {}  # type: ignore[arg-type]
@@ -336,11 +342,17 @@ def main() -> None:
     words.add_argument("--data", action="append", default=[], help="a real set with splits/val.txt and masks")
     words.add_argument("--presets", default=",".join(PRESETS))
     words.add_argument("--seeds", default="0,1,2")
-    words.add_argument("--only", default="", help="arms, separated by commas; no rows")
+    words.add_argument("--only", default="", help="arms, separated by semicolons; no rows")
+    words.add_argument("--short", action="store_true", help="without the controls")
     words.add_argument("--maps", action="store_true", help="no training")
     words.add_argument("--gates", action="store_true", help="the toys' gates alone, without rows")
     words.add_argument("--cache", type=Path, default=None)
     given = words.parse_args()
+    chosen = {name for name in given.only.split(";") if name}
+
+    def wanted(name: str) -> bool:
+        return name in chosen if chosen else not (given.short and name in CONTROLS)
+
     at, rows = commit(), on_toys()
     with tempfile.TemporaryDirectory() as place:
         cache = given.cache or Path(place)
@@ -358,7 +370,7 @@ def main() -> None:
         if given.weights and not given.maps:
             weights = find(given.weights, expected=NET)
             rows += [row for preset in given.presets.split(",") for seed in given.seeds.split(",")
-                     for row in trained(preset, int(seed), cache, weights, given.only, at)]  # fmt: skip
+                     for row in trained(preset, int(seed), cache, weights, wanted, at)]  # fmt: skip
     faults = gates(rows)
     print("\n".join(faults) or "ok")
     if not (given.only or given.gates):
