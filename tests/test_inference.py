@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
@@ -22,7 +22,7 @@ from tagseg.localize.classify import TagNet
 from tagseg.nets.backbones import build
 from tagseg.nets.folding import folded
 from tagseg.store import Run, Work
-from tagseg.types import U8
+from tagseg.types import I64, U8
 
 IDS = tuple(f"{i:02d}" for i in range(13))
 VIEWS = Views(size=48, scales=(1.0,), flip=True, batch=3)
@@ -52,10 +52,10 @@ def network() -> Network:
 
 
 def run(network: Network, tmp_path: Path, ids: Sequence[str] = IDS, views: Views = VIEWS,
-        workers: int = 1) -> list[Seen]:
+        workers: int = 1, channels: Callable[[str], I64] | None = None) -> list[Seen]:
     work = Work(Run(tmp_path, workers=workers), "toy.predict", tmp_path)
     return list(predict(work, network, Photos(), ids, views, device="cpu", precision="fp32",
-                        out_size=lambda size: (size[0] // 2, size[1] // 2)))
+                        out_size=lambda size: (size[0] // 2, size[1] // 2), channels=channels))
 
 
 def close(a: Tensor, b: Tensor) -> bool:
@@ -102,6 +102,20 @@ def test_several_scales_are_the_sum_of_single_ones(network: Network, tmp_path: P
         assert close(seen.values, single[0][i].values + single[1][i].values + single[2][i].values)
     assert count(replace(VIEWS, scales=scales)) == 6
     assert count(Views(flip=False)) == 1
+
+
+def test_channels_that_nobody_asks_for_are_left_out_and_change_nothing(network: Network, tmp_path: Path) -> None:
+    def asked(id: str) -> I64:
+        """All three, one, none; 13 images of five shapes: some batches hold images that ask for different ones."""
+        return np.array([[0, 1, 2], [2], [], [2, 0]][int(id) % 4], np.int64)
+
+    views = replace(VIEWS, scales=(1.0, 0.75))
+    every = run(network, tmp_path, views=views)
+    for whole, some in zip(every, run(network, tmp_path, views=views, channels=asked), strict=True):
+        assert some.values.shape == (len(asked(some.id)), *whole.values.shape[1:])
+        assert close(some.values, whole.values[asked(some.id)]) if len(asked(some.id)) else True
+    nobody = run(network, tmp_path, channels=lambda id: np.zeros(0, np.int64))
+    assert [s.values.numel() for s in nobody] == [0] * len(IDS)
 
 
 def test_small_chunks_change_nothing_but_rounding(network: Network, tmp_path: Path,

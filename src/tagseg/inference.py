@@ -25,7 +25,7 @@ from tagseg.nets.folding import folded, fused
 from tagseg.store import Work
 from tagseg.training.loop import precision as autocast
 from tagseg.training.memory import keep_freed
-from tagseg.types import U8
+from tagseg.types import I64, U8
 
 Size = tuple[int, int]
 Read = Callable[[Tensor, Size, Size], Tensor]
@@ -96,16 +96,19 @@ def predict(
     device: str,
     precision: str,
     out_size: Callable[[Size], Size] = lambda size: size,
+    channels: Callable[[str], I64] | None = None,
 ) -> Iterator[Seen]:
     """Outputs of each image in the order of `ids`, summed over scales and flips (`count(views)` of them).
 
-    Each image is decoded once. While one chunk is computed and handed on, the next one is decoded and begun.
+    `channels`: which of the network's an image is asked for, where they are read independently of each other; the
+    others cost nothing from there on. Each image is decoded once. While one chunk is computed and handed on, the next one is decoded and begun.
     """
     keep_freed()
     ready = _ready(network, device, precision)
 
-    def total(images: list[U8], batch: _Batch) -> list[Tensor]:
-        return _total(ready, batch.shapes, [images[m] for m in batch.members], views.flip, out_size)
+    def total(chunk: list[str], images: list[U8], batch: _Batch) -> list[Tensor]:
+        asked = [channels(chunk[m]) for m in batch.members] if channels else None
+        return _total(ready, batch.shapes, [images[m] for m in batch.members], views.flip, out_size, asked)
 
     with one_thread(device), ThreadPoolExecutor(work.run.workers) as pool:
         begun: deque[_Begun] = deque()
@@ -113,7 +116,7 @@ def predict(
             for chunk in _chunks(source, ids, network.channels, out_size):
                 images = list(work.map(source.read, chunk))
                 batches = _batches([(i.shape[1], i.shape[2]) for i in images], views, network.min_size)
-                begun.append(_Begun(chunk, images, batches, [pool.submit(total, images, b) for b in batches]))
+                begun.append(_Begun(chunk, images, batches, [pool.submit(total, chunk, images, b) for b in batches]))
                 if len(begun) > 1:
                     yield from _finished(begun.popleft())
             while begun:
@@ -236,8 +239,9 @@ def _rewritten(network: Network, device: str, precision: str) -> nn.Module:
 
 @torch.inference_mode()
 def _total(
-    ready: _Ready, shapes: tuple[Size, ...], images: list[U8], flip: bool, out_size: Callable[[Size], Size]
-) -> list[Tensor]:
+    ready: _Ready, shapes: tuple[Size, ...], images: list[U8], flip: bool, out_size: Callable[[Size], Size],
+    asked: list[I64] | None,
+) -> list[Tensor]:  # fmt: skip
     """The outputs of one batch, each on its image's own output grid (K,h,w), summed over scales and mirrored views."""
     targets = [out_size((i.shape[1], i.shape[2])) for i in images]
     totals: list[Tensor] = []
@@ -245,9 +249,9 @@ def _total(
         x = _input(ready, images, shape)
         with autocast(ready.device, ready.precision):
             grid = ready.module(torch.cat([x, x.flip(3)]) if flip else x).contiguous()
-        outputs = _outputs(ready, grid[: len(images)], shape, targets)
+        outputs = _outputs(ready, grid[: len(images)], shape, targets, asked)
         if flip:
-            mirrored = _outputs(ready, grid[len(images) :], shape, targets)
+            mirrored = _outputs(ready, grid[len(images) :], shape, targets, asked)
             outputs = [o + m.flip(2) for o, m in zip(outputs, mirrored, strict=True)]
         totals = [t + o for t, o in zip(totals, outputs, strict=True)] if totals else outputs  # cam Eq. 5
     return [t.cpu() for t in totals]  # only here does the host wait for the device
@@ -262,13 +266,18 @@ def _input(ready: _Ready, images: list[U8], shape: Size) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _outputs(ready: _Ready, grid: Tensor, shape: Size, targets: list[Size]) -> list[Tensor]:
+def _outputs(ready: _Ready, grid: Tensor, shape: Size, targets: list[Size], asked: list[I64] | None) -> list[Tensor]:
     """What the network said of each image of a batch, float32 on its output grid; equal grids are read together."""
     outputs: dict[int, Tensor] = {}
     for target in dict.fromkeys(targets):
         members = [i for i, t in enumerate(targets) if t == target]
-        chosen = torch.stack([grid[i] for i in members])
-        outputs.update(zip(members, ready.read(chosen, shape, target).float(), strict=True))
+        if asked is None:
+            found = list(ready.read(torch.stack([grid[i] for i in members]), shape, target).float())
+        else:  # as images of one channel each: images differ in how many they are asked for
+            planes = [grid[i, torch.from_numpy(asked[i]).to(grid.device)] for i in members]
+            read = ready.read(torch.cat(planes)[:, None], shape, target).float()
+            found = list(read[:, 0].split([len(p) for p in planes]))
+        outputs.update(zip(members, found, strict=True))
     return [outputs[i] for i in range(len(targets))]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ from tagseg.localize.classify import TagNet, load, pooling_of
 from tagseg.ops.geometry import resample
 from tagseg.ops.scores import normalise
 from tagseg.store import Work, stage
-from tagseg.types import F32, ClassMaps
+from tagseg.types import F32, I64, ClassMaps
 
 Size = tuple[int, int]
 
@@ -37,19 +37,18 @@ class Cam:
     }
 
 
-@stage(MapSet, version=1)
+@stage(MapSet, version=2)
 def maps(work: Work, tagged: TaggedSet, classifier: Weights, cfg: Cam) -> None:
     """Maps of the tagged classes of every image: summed over views, then divided by their maximum."""
     network = network_of(load(classifier, tagged.classes))
     present = dict(zip(tagged.ids, tagged.tags, strict=True))
 
     def produce(ids: list[str]) -> Iterator[ClassMaps]:
-        for seen in raw_maps(work, network, tagged, ids, cfg):
-            classes = np.flatnonzero(present[seen.id])
+        for seen in raw_maps(work, network, tagged, ids, cfg, lambda sample: np.flatnonzero(present[sample])):
             yield ClassMaps(
                 seen.id,
-                classes.astype(np.int64) + 1,
-                normalise(values(seen)[classes]),
+                np.flatnonzero(present[seen.id]).astype(np.int64) + 1,
+                normalise(values(seen)),
                 (seen.image.shape[1], seen.image.shape[2]),
             )
 
@@ -76,8 +75,9 @@ def network_of(model: TagNet) -> Network:
     return Network(model, model.backbone.preprocess, read, model.head.weight.shape[0], model.backbone.min_size)
 
 
-def raw_maps(work: Work, network: Network, tagged: TaggedSet, ids: Sequence[str], cfg: Cam) -> Iterator[Seen]:
-    """Raw maps of *all* classes (C,h,w), before any division, of the images `ids`."""
+def raw_maps(work: Work, network: Network, tagged: TaggedSet, ids: Sequence[str], cfg: Cam,
+             classes: Callable[[str], I64] | None = None) -> Iterator[Seen]:
+    """Raw maps (C,h,w), before any division, of the images `ids`: of *all* classes, or of those asked for by image."""
     yield from predict(
         work,
         network,
@@ -87,6 +87,7 @@ def raw_maps(work: Work, network: Network, tagged: TaggedSet, ids: Sequence[str]
         device=cfg.device,
         precision=cfg.precision,
         out_size=coarser(cfg.grid),
+        channels=classes,
     )
 
 
