@@ -66,6 +66,21 @@ def shards(made: Artifact) -> list[Path]:
 # --------------------------------------------------------------------------------------------------- round trips
 
 
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's list of mappings")
+def test_what_was_read_is_not_kept_in_memory() -> None:
+    scores = np.random.default_rng(0).random((3, 200, 300), np.float32)
+    with written(MapSet, [maps_of(f"{k}", scores) for k in range(6)]) as made:
+        assert all(one.scores.shape == scores.shape for one in made)  # and stays open
+        held, ours = list[int](), False
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            if not line.split(" ")[0].endswith(":"):
+                ours = str(made.path) in line
+            elif ours and line.startswith("Rss:"):
+                held.append(int(line.split()[1]))
+    assert held
+    assert sum(held) < 300  # kB; the maps have 2160 and come in whole
+
+
 @QUICK
 @given(st.lists(ids, unique=True, max_size=8))
 @example(odd)

@@ -78,7 +78,11 @@ class _Shards:
         if shard not in self._maps:
             with open(self._folder / shard, "rb") as handle:
                 self._maps[shard] = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-        return self._maps[shard][offset : offset + size]
+        mapped = self._maps[shard]
+        found = mapped[offset : offset + size]
+        if hasattr(mmap, "MADV_DONTNEED"):  # pages that were read would count as this process's memory from now on
+            mapped.madvise(mmap.MADV_DONTNEED)
+        return found
 
 
 class _ShardedSet(Artifact):
