@@ -46,10 +46,10 @@ def compare(job: str, *, peer: str, setting: str, build: Build, args: tuple[Any,
             if count == 1:
                 first, theirs = ours.first, peers[0].first
     row = {
-        "peer": peer, "setting": setting, **_ratios(times[1]),
+        "peer": peer, "setting": setting, **ratios(times[1]),
         "agreement": agree(first.result, theirs.result), "agreement_of": agreement_of,
         "peak_mb_ours": first.peak_mb, "peak_mb_peer": theirs.peak_mb,
-        "two_cores": _ratios(times[2]) if 2 in times else None, "rounds": rounds, "times": times, **(more or {}),
+        "two_cores": ratios(times[2]) if 2 in times else None, "rounds": rounds, "times": times, **(more or {}),
     }  # fmt: skip
     write(job, row)
     return row
@@ -106,7 +106,7 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": round(statistics.median(values), 2), "low": round(min(values), 2), "high": round(max(values), 2)}
 
 
-def _ratios(times: Times) -> dict[str, float]:
+def ratios(times: Times) -> dict[str, float]:
     """How many times longer the peer takes, by medians."""
     peer, ours = times["peer"], times["ours"]
     return {

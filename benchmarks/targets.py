@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 Row = dict[str, Any]
@@ -53,7 +53,8 @@ TARGETS = {
     "walk-dense-94x125": Target("≥ 500x (dense extrapolated)", 500.0, agreement=0.9999),
     "walk-chebyshev-94x125": Target("≥ 4x the exact form, 99.99 % of labels", 4.0, agreement=0.9999),
     "walk-2048": Target("under 2 GB", peak_mb=2048.0, agreement=0.9999),
-    "cam": Target("≥ 4x where the CPU has bf16, ≥ 2x else, 99.9 % of cells", 2.0, agreement=0.999),  # see target_of
+    "cam": Target("≥ 2x where the CPU has no bf16, 99.9 % of cells", 2.0, agreement=0.999),  # else `FAST`
+    "cam-trained": Target("mIoU within .1", agreement=0.999),
     "whole": Target("≥ 5x", 5.0, agreement=0.99),
     "whole-no-walk": Target("≥ 5x", 5.0, agreement=0.99),
     "miou": Target("≥ 50x, equal IoU", 50.0, agreement=1.0),
@@ -67,10 +68,11 @@ TARGETS = {
     **dict.fromkeys(("growth-cam", "growth-crf", "growth-walk"), LINEAR),
     **dict.fromkeys(("absent-cam", "absent-crf"), Target("absent classes cost nothing (10 %)", deviation=0.1)),
 }
+# Cells with random weights are nearly ties, which rounding turns; what bf16 does to trained ones is `cam-trained`'s.
+FAST = Target("≥ 4x where the CPU has bf16, 99 % of cells", 4.0, agreement=0.99)
 
 
 def target_of(row: Row) -> Target:
-    """The goal of a row's job; bf16 in the processor raises that of `cam`."""
-    target = TARGETS.get(row["job"], Target("-"))
+    """The goal of a row's job; that of `cam` is another where the processor has bf16."""
     fast = row["job"] == "cam" and ", bf16" in row.get("machine", "")
-    return replace(target, ratio=4.0) if fast else target
+    return FAST if fast else TARGETS.get(row["job"], Target("-"))

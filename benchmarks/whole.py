@@ -22,13 +22,14 @@ NET, TAGGED, THRESHOLD = "mobilenet_v2", 3, 0.3
 
 
 def ours(network: Any, file: str, area: int, walking: bool) -> np.ndarray:
-    """Labels (H,W): the calls that the stages make."""
+    """Labels (H,W): the calls that the stages make, in the precision that they would choose."""
     from tagseg.ops.affinity import chebyshev, damp, transition_from_boundary
     from tagseg.ops.crf import dense_crf
     from tagseg.ops.geometry import enlarge
     from tagseg.ops.scores import normalise, with_background
+    from tagseg.runs.setup import choose_precision
 
-    maps = normalise(cam_speed.ours(network, [file], area, "fp32")[0][:TAGGED])
+    maps = normalise(cam_speed.ours(network, [file], area, choose_precision("auto", "cpu"))[0][:TAGGED])
     image = rgb(file)
     if walking:
         edges = walk.boundary_of(image, (maps.shape[1], maps.shape[2]))
@@ -74,8 +75,11 @@ def agreement(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def main() -> None:
+    from tagseg.runs.setup import choose_precision
+
     if not crf.peer_installed():
         raise CannotRun("pydensecrf2 is not installed (extra `bench`)")
+    precision = choose_precision("auto", "cpu")
     with tempfile.TemporaryDirectory() as folder:
         found = photos(1, Path(folder))
         height, width = rgb(found.images[0]).shape[:2]
@@ -84,7 +88,7 @@ def main() -> None:
             compare(job, peer=f"the same steps as IRN: fp32 loop, {'dense walk, ' if walking else ''}pydensecrf2",
                     build=sides, rounds=rounds, args=(found.images[0], round((height * width) ** 0.5), walking),
                     agree=agreement, agreement_of="labels", setting=f"{NET}, {found.words}, 4 scales and mirror, {way}"
-                    f"CRF, {TAGGED} tags, without training")  # fmt: skip
+                    f"CRF, {TAGGED} tags, without training; ours {precision}")  # fmt: skip
 
 
 if __name__ == "__main__":
