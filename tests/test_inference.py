@@ -133,7 +133,7 @@ def test_chunks_are_bounded_and_keep_the_order(images: int, channels: int, most:
     ids = [str(i) for i in range(images)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inference, "CHUNK_VALUES", most)
-        chunks = list(inference._chunks(Photos(), ids, channels, lambda size: size))
+        chunks = list(inference._chunks(Photos(), ids, lambda id: channels, lambda size: size))
     assert [i for chunk in chunks for i in chunk] == ids
     for chunk in chunks:
         values = sum(channels * h * w + 3 * h * w // 4 for h, w in map(Photos().size, chunk))

@@ -101,7 +101,8 @@ def predict(
     """Outputs of each image in the order of `ids`, summed over scales and flips (`count(views)` of them).
 
     `channels`: which of the network's an image is asked for, where they are read independently of each other; the
-    others cost nothing from there on. Each image is decoded once. While one chunk is computed and handed on, the next one is decoded and begun.
+    others cost nothing from there on. Each image is decoded once. While one chunk is computed and handed on, the next
+    one is decoded and begun.
     """
     keep_freed()
     ready = _ready(network, device, precision)
@@ -113,7 +114,7 @@ def predict(
     with one_thread(device), ThreadPoolExecutor(work.run.workers) as pool:
         begun: deque[_Begun] = deque()
         try:
-            for chunk in _chunks(source, ids, network.channels, out_size):
+            for chunk in _chunks(source, ids, lambda id: len(channels(id)) if channels else network.channels, out_size):
                 images = list(work.map(source.read, chunk))
                 batches = _batches([(i.shape[1], i.shape[2]) for i in images], views, network.min_size)
                 begun.append(_Begun(chunk, images, batches, [pool.submit(total, chunk, images, b) for b in batches]))
@@ -172,7 +173,7 @@ def net_shape(size: Size, area: int, scale: float, least: int) -> Size:
 
 
 def _chunks(
-    source: ImageSource, ids: Sequence[str], channels: int, out_size: Callable[[Size], Size]
+    source: ImageSource, ids: Sequence[str], channels: Callable[[str], int], out_size: Callable[[Size], Size]
 ) -> Iterator[list[str]]:
     """Consecutive ids whose images and outputs stay under `CHUNK_VALUES` together; a function of the list alone."""
     chunk: list[str] = []
@@ -180,7 +181,7 @@ def _chunks(
     for sample in ids:
         size = source.size(sample)
         h, w = out_size(size)
-        values = channels * h * w + 3 * size[0] * size[1] // 4
+        values = channels(sample) * h * w + 3 * size[0] * size[1] // 4
         if chunk and (held + values > CHUNK_VALUES or len(chunk) >= 64):
             yield chunk
             chunk, held = [], 0

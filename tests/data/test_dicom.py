@@ -135,6 +135,9 @@ def test_enhanced_files_keep_window_rescaling_and_spacing_in_groups(tmp_path: Pa
     np.testing.assert_array_equal(one.pixels, other.pixels)
     assert len(np.unique(one.pixels)) > 20
     assert one.spacing == other.spacing == (0.5, 0.25)
+    empty = {"WindowCenter": None, "WindowWidth": None, "RescaleSlope": None, "RescaleIntercept": None}
+    emptied = examine(dicoms.write(tmp_path / "c.dcm", frames, **{place: [inner]}, **empty))  # of no use, but there
+    np.testing.assert_array_equal(one.pixels, emptied.pixels)
 
 
 @pytest.mark.parametrize("emptied", [

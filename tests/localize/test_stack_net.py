@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -60,8 +61,8 @@ def test_the_columns_of_an_encoder_are_the_last_features_of_each_grid() -> None:
     expected = {"small": ("block1", "block2", "block3", "block4", "block5"),
                 "squeezenet1_1": ("block2", "block3", "block4", "block5"),
                 "mobilenet_v2": ("block1", "block2", "block3", "last")}  # fmt: skip
-    for name, columns in expected.items():
-        backbone = build(name, stride=16)
+    for (name, columns), stride in product(expected.items(), (8, 16)):
+        backbone = build(name, stride=stride)
         assert columns_of(backbone) == columns
         mirrored, own = (StackNet(backbone, 2, Stack(source=s)).grids for s in ("mirror", "encoder"))  # type: ignore[arg-type]
         assert [g.stride for g in mirrored] == [g.stride for g in own]

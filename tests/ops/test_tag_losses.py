@@ -17,6 +17,11 @@ def row(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64).view(1, 1, 1, -1)
 
 
+def loss_of(shares: Tensor, tags: Tensor, regions: Tensor, r: float, empty: str = "skip") -> tuple[Tensor, Tensor]:
+    """The loss where what is known of an image are its regions, as at full size."""
+    return masked(shares, tags, regions, r, regions.any(1), empty)
+
+
 def everywhere(shares: Tensor) -> Tensor:
     return torch.ones_like(shares, dtype=torch.bool)
 
@@ -47,7 +52,7 @@ MASK = torch.tensor([[[1, 0]]], dtype=torch.uint8)  # the first pixel is foregro
 @pytest.mark.parametrize("r", [0.5, 5.0, 40.0])
 @pytest.mark.parametrize("binary", [True, False])
 def test_priors_s7_02_two_pixels_by_hand(r: float, binary: bool) -> None:
-    loss, missed = masked(SHARES, TAGS, regions_of(MASK, TAGS, binary=binary), r)
+    loss, missed = loss_of(SHARES, TAGS, regions_of(MASK, TAGS, binary=binary), r)
     expected = -math.log(0.7) - math.log(0.9) - (math.log(0.9) + math.log(0.95)) / 2
     assert expected == pytest.approx(0.54036, abs=5e-6)
     assert loss.item() == pytest.approx(expected)
@@ -77,7 +82,7 @@ def random_case(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("binary", [True, False])
 def test_priors_s7_03_where_the_gradient_goes(binary: bool) -> None:
     shares, tags, labels = random_case()
-    masked(shares, tags, regions_of(labels, tags, binary=binary), 5.0)[0].sum().backward()
+    loss_of(shares, tags, regions_of(labels, tags, binary=binary), 5.0)[0].sum().backward()
     assert shares.grad is not None
     for image in range(2):
         for k in range(1, 5):
@@ -96,34 +101,46 @@ def test_priors_s7_03_where_the_gradient_goes(binary: bool) -> None:
 def test_pixels_that_are_not_known_count_nowhere() -> None:
     shares, tags, labels = random_case()
     labels[:, :, -1] = 255
-    whole = masked(shares, tags, regions_of(labels, tags, binary=False), 5.0)[0]
-    cut = masked(shares[..., :-1], tags, regions_of(labels[..., :-1], tags, binary=False), 5.0)[0]
+    whole = loss_of(shares, tags, regions_of(labels, tags, binary=False), 5.0)[0]
+    cut = loss_of(shares[..., :-1], tags, regions_of(labels[..., :-1], tags, binary=False), 5.0)[0]
     torch.testing.assert_close(whole, cut)
+
+
+def test_pixels_of_no_region_that_are_known_count_for_absent_classes_alone() -> None:
+    """A cell half of one class, half of another is in no region."""
+    shares, tags, labels = random_case()
+    regions = regions_of(labels, tags, binary=False)
+    regions[:, :, :, -1] = False
+    every, _ = masked(shares, tags, regions, 5.0, torch.ones_like(labels, dtype=torch.bool))
+    some, _ = loss_of(shares, tags, regions, 5.0)
+    nowhere = -(1 - shares[:, 1:]).log() * ~tags[:, :, None, None]
+    mean = [part.sum((1, 2, 3)) / (~tags).sum(1) / part[0, 0].numel() for part in (nowhere, nowhere[..., :-1])]
+    torch.testing.assert_close(every - some, mean[0] - mean[1])
 
 
 def test_priors_s7_08_empty_regions_are_counted_and_stay_finite() -> None:
     shares, tags, labels = random_case()
     labels[:] = 0
-    lost, missed = masked(shares, tags, regions_of(labels, tags, binary=True), 5.0)  # no foreground at all
+    lost, missed = loss_of(shares, tags, regions_of(labels, tags, binary=True), 5.0)  # no foreground at all
     assert torch.isfinite(lost).all()
     assert missed.tolist() == [2, 2]
     nobody = tags.new_zeros(2, 4)
-    only = masked(shares, nobody, regions_of(labels, nobody, binary=True), 5.0)
+    only = loss_of(shares, nobody, regions_of(labels, nobody, binary=True), 5.0)
     assert only[1].tolist() == [0, 0]  # an image without tags lacks nothing
     pooled = lse_in(shares, everywhere(shares), 5.0)[0]
     nowhere = -(1 - shares[:, 1:]).log().mean((2, 3))
     torch.testing.assert_close(only[0], -pooled[:, 0].log() + nowhere.mean(1))
     absent = (nowhere * ~tags).sum(1) / (~tags).sum(1)
     torch.testing.assert_close(lost, -pooled[:, 0].log() + absent)  # what has no region is left out, the rest counts
-    full, missed = masked(shares, tags, regions_of(labels + 1, tags, binary=True), 5.0)  # no background
+    full, missed = loss_of(shares, tags, regions_of(labels + 1, tags, binary=True), 5.0)  # no background
     assert torch.isfinite(full).all()
     assert missed.tolist() == [1, 1]
     inside = (-pooled[:, 1:].log() * tags).sum(1) / tags.sum(1)
     torch.testing.assert_close(full, inside + absent)  # no term of a background that is not there
-    back, _ = masked(shares, tags, regions_of(labels + 1, tags, binary=True), 5.0, "fallback")
+    back, _ = loss_of(shares, tags, regions_of(labels + 1, tags, binary=True), 5.0, "fallback")
     torch.testing.assert_close(back, inside + absent - pooled[:, 0].log())
     every = torch.ones_like(tags)
-    present, _ = masked(shares, every, regions_of(labels + 1, every, binary=True), 5.0)  # no absent class
+    present, _ = loss_of(shares, every, regions_of(labels + 1, every, binary=True), 5.0)  # no absent class
     assert torch.isfinite(present).all()
     for case in (lost, full, present):
         shares.grad = None
@@ -138,15 +155,15 @@ def test_priors_s7_08_empty_regions_are_counted_and_stay_finite() -> None:
 def test_priors_s7_08_a_lost_class_is_pooled_over_the_others_and_then_over_the_image() -> None:
     shares, tags, labels = random_case()
     labels[0][labels[0] == 2] = 0  # class 2 of the first image has no region of its own
-    found, missed = masked(shares, tags, regions_of(labels, tags, binary=False), 5.0)
+    found, missed = loss_of(shares, tags, regions_of(labels, tags, binary=False), 5.0)
     assert missed.tolist() == [1, 0]
     helped = regions_of(labels, tags, binary=False)
     helped[0, 2] = helped[0, 1]
-    expected, _ = masked(shares, tags, helped, 5.0)
+    expected, _ = loss_of(shares, tags, helped, 5.0)
     torch.testing.assert_close(found, expected)
     labels[:] = 0
-    skipped, _ = masked(shares, tags, regions_of(labels, tags, binary=False), 5.0)
-    whole, missed = masked(shares, tags, regions_of(labels, tags, binary=False), 5.0, "fallback")
+    skipped, _ = loss_of(shares, tags, regions_of(labels, tags, binary=False), 5.0)
+    whole, missed = loss_of(shares, tags, regions_of(labels, tags, binary=False), 5.0, "fallback")
     assert missed.tolist() == [2, 2]
     pooled, _ = lse_in(shares, everywhere(shares), 5.0)
     extra = torch.stack([-(pooled[i, 1:][tags[i]].log()).mean() for i in range(2)])
@@ -157,7 +174,7 @@ def test_priors_s7_10_certain_pixels_give_finite_losses_and_gradients() -> None:
     _, tags, labels = random_case()
     for value in (0.0, 1.0):
         shares = torch.full((2, 5, 6, 7), value, requires_grad=True)
-        losses = [masked(shares, tags, regions_of(labels, tags, binary=b), 5.0)[0] for b in (True, False)]
+        losses = [loss_of(shares, tags, regions_of(labels, tags, binary=b), 5.0)[0] for b in (True, False)]
         losses.append(weak(shares, tags, labels < 255, 5.0))
         total = torch.stack(losses).sum()
         assert torch.isfinite(total)
@@ -170,13 +187,13 @@ def test_priors_s7_07_with_one_tag_both_losses_are_the_same() -> None:
     shares, _, labels = random_case()
     tags = torch.tensor([[True, False, False, False], [False, False, False, True]])
     labels[0][labels[0] > 0], labels[1][labels[1] > 0] = 1, 4
-    both = [masked(shares, tags, regions_of(labels, tags, binary=b), 5.0)[0] for b in (True, False)]
+    both = [loss_of(shares, tags, regions_of(labels, tags, binary=b), 5.0)[0] for b in (True, False)]
     torch.testing.assert_close(both[0], both[1])
 
 
 def test_priors_s7_12_each_image_counts_for_itself() -> None:
     shares, tags, labels = random_case()
-    together, _ = masked(shares, tags, regions_of(labels, tags, binary=False), 5.0)
-    alone = [masked(shares[i : i + 1], tags[i : i + 1], regions_of(labels[i : i + 1], tags[i : i + 1], binary=False),
+    together, _ = loss_of(shares, tags, regions_of(labels, tags, binary=False), 5.0)
+    alone = [loss_of(shares[i : i + 1], tags[i : i + 1], regions_of(labels[i : i + 1], tags[i : i + 1], binary=False),
                     5.0)[0] for i in range(2)]  # fmt: skip
     torch.testing.assert_close(together, torch.cat(alone))

@@ -206,7 +206,10 @@ def test_masks_that_nobody_saw_are_told(made: tuple[Run, TaggedSet, MapSet, MapS
     seen = {first: fingerprint(sets[1].get(first).pixels), second: "of another mask"}
     picks = Picks({first: "wider", second: "wider"}, seen)
     done = prior_masks.picked(run, tagged, sets, picks, PickFrom(names))
-    (told,) = done.record["events"]
+    (told,) = prior_masks.compared(run, done, picks.looked, prior_masks.Compare()).record["events"]
+    again = replace(picks, seen={first: seen[first]})
+    assert again.key == picks.key  # the same masks, made once
+    assert not prior_masks.compared(run, done, again.looked, prior_masks.Compare()).record["events"]
     assert told.startswith(f"1 picked masks are not those that the person saw, for example of {second!r}")
     assert picks.among([first]).seen == {first: seen[first]}
     assert fingerprint(np.zeros((2, 3), np.uint8)) != fingerprint(np.zeros((3, 2), np.uint8))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -94,8 +94,9 @@ def test_the_next_run_uses_them(made: Tiny, tmp_path: Path) -> None:
     assert any("a person picked the masks of 1 images" in line for line in document["supervision"])
     assert document["masks_read_by_fit"] == 0
     ran = [s["stage"] for s in document["lineage"] if s["state"] == "ran" and s["part"] == "fit"]
-    assert ran[-2:] == ["refine.prior_masks.picked", "segment.train_prior.multi"]
-    assert set(ran) <= {"refine.prior_masks.multi", "refine.prior_masks.picked", "segment.train_prior.multi"}
+    ends = ["refine.prior_masks.picked", "refine.prior_masks.compared", "segment.train_prior.multi"]
+    assert ran[-3:] == ends
+    assert set(ran) <= {"refine.prior_masks.multi", *ends}
     assert not any("not those that the person saw" in e for s in document["lineage"] for e in s.get("events", ()))
     second = picking.table.items[1].id
     picking.table.pick(second, "raw", None)  # the file goes on changing
@@ -118,6 +119,12 @@ def test_picks_of_masks_that_other_settings_make_are_told(made: Tiny, tmp_path: 
     request = tiny.request(tmp_path / "next", method="priors", cache=made.cache, picks=file)
     events = [e for s in runs.run(request)["lineage"] for e in s.get("events", ())]
     assert any("1 picked masks are not those that the person saw" in e for e in events)
+    write_picks(file, {sample: "plain"}, {sample: "0123456789ab"})  # the usual mask, and not as it was seen
+    events = [e for s in runs.run(replace(request, out=tmp_path / "usual"))["lineage"] for e in s.get("events", ())]
+    assert any("1 picked masks are not those that the person saw" in e for e in events)
+    write_picks(file, {sample: "wider"})  # picked anew, with nothing to compare: the same masks, and nothing is told
+    events = [e for s in runs.run(replace(request, out=tmp_path / "anew"))["lineage"] for e in s.get("events", ())]
+    assert not any("not those that the person saw" in e for e in events)
 
 
 def test_runs_that_offer_nothing_say_so(made: Tiny, trained: Tiny, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from tagseg.types import EnvironmentFault
 Window = tuple[float, float]  # centre and width, in the file's own units (HU for CT)
 Spacing = tuple[float, float]  # millimetres from row to row, and from column to column
 MAGIC_AT = 128
+RULES = b"2"  # counts into the digests of images; another one where files come out as other pixels
 GROUPS = {
     "PixelMeasuresSequence": ("PixelSpacing",),
     "PixelValueTransformationSequence": ("RescaleIntercept", "RescaleSlope"),
@@ -49,16 +50,16 @@ def _tidied(dataset: Any) -> Any:
     """What enhanced files keep in sequences for each frame or for all is brought to where others have it; elements
     that were emptied (anonymised files) count as missing; half of a rescaling gets its other half.
     """
-    for place in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
-        for group, names in GROUPS.items():
-            inner = (dataset.get(place) or [{}])[0].get(group)
-            for name in names if inner else ():
-                if name in inner[0] and name not in dataset:
-                    dataset[name] = inner[0][name]
     for name in (*(name for names in GROUPS.values() for name in names), "VOILUTSequence", "ModalityLUTSequence",
                  "PixelPaddingValue", "PixelPaddingRangeLimit"):  # fmt: skip
         if name in dataset and dataset[name].is_empty:
             del dataset[name]
+    for place in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
+        for group, names in GROUPS.items():
+            inner = (dataset.get(place) or [{}])[0].get(group)
+            for name in names if inner else ():
+                if name in inner[0] and name not in dataset and not inner[0][name].is_empty:
+                    dataset[name] = inner[0][name]
     if ("RescaleSlope" in dataset) != ("RescaleIntercept" in dataset):
         slope, intercept = dataset.get("RescaleSlope", 1), dataset.get("RescaleIntercept", 0)
         dataset.RescaleSlope, dataset.RescaleIntercept = slope, intercept

@@ -30,7 +30,7 @@ from PIL import (
 )
 
 from tagseg.data import dicom
-from tagseg.data.pixels import ModeRefused, to_rgb, upright
+from tagseg.data.pixels import INVERTED, ModeRefused, to_rgb, upright
 from tagseg.types import DataError, EnvironmentFault
 
 MAX_PIXELS = 100_000_000
@@ -102,7 +102,7 @@ def examine(path: str | Path, *, max_pixels: int = MAX_PIXELS, window: dicom.Win
         notes = _page_notes(image)
         image.load()
         pixels = np.array(upright(to_rgb(image, notes), _orientation(image, notes)))
-    digest = hashlib.sha256(data).hexdigest()
+    digest = hashlib.sha256(data + (b"inverted" if INVERTED in notes else b"")).hexdigest()
     return Decoded(pixels.transpose(2, 0, 1), digest, tuple(notes))  # a view: crops and filters want (H,W,3) back
 
 
@@ -272,7 +272,8 @@ def _examine_dicom(path: str | Path, data: bytes, max_pixels: int, window: dicom
         _check_size(path, width, height, max_pixels)
         pixels = dicom.to_rgb(dataset, window, notes)
         spacing = dicom.spacing(dataset)
-    digest = hashlib.sha256(data + (b"" if window is None else repr(window).encode())).hexdigest()
+    rules = dicom.RULES + (b"" if window is None else repr(window).encode())
+    digest = hashlib.sha256(data + rules).hexdigest()
     return Decoded(pixels.transpose(2, 0, 1), digest, tuple(notes), spacing)
 
 

@@ -38,6 +38,11 @@ class Picks:
         """sha256 over ids and names."""
         return hashlib.sha256(json.dumps(["picks", sorted(self.chosen.items())]).encode()).hexdigest()
 
+    @cached_property
+    def looked(self) -> Looked:
+        """What was seen, as a value of its own: it changes no mask."""
+        return Looked(self.seen)
+
     def of(self, name: str) -> list[str]:
         """The images whose pick is this candidate."""
         return sorted(id for id, chosen in self.chosen.items() if chosen == name)
@@ -47,6 +52,18 @@ class Picks:
         known = set(ids)
         return Picks({id: name for id, name in self.chosen.items() if id in known},
                      {id: mask for id, mask in self.seen.items() if id in known})
+
+
+@dataclass(frozen=True, eq=False)
+class Looked:
+    """Fingerprints of the masks that a person looked at, by image id."""
+
+    masks: Mapping[str, str]
+
+    @cached_property
+    def key(self) -> str:
+        """sha256 over ids and fingerprints."""
+        return hashlib.sha256(json.dumps(["looked", sorted(self.masks.items())]).encode()).hexdigest()
 
 
 def fingerprint(mask: U8) -> str:

@@ -23,6 +23,7 @@ Grey = UInt8[np.ndarray, "h w"]
 
 TWELVE_BIT = 4095
 PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # of TIFF
+INVERTED = "white-is-zero inverted"
 
 
 class ModeRefused(ValueError):
@@ -38,7 +39,7 @@ def to_rgb(image: Image.Image, notes: list[str]) -> RGB:
         grey = _from_16_bit(np.asarray(image), notes)
         if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow turns 8-bit ones alone
             grey = 255 - grey
-            notes.append("white-is-zero inverted")
+            notes.append(INVERTED)
         return repeat(grey)
     if image.mode == "F":
         return repeat(_from_float(np.asarray(image), notes))

@@ -55,7 +55,7 @@ def maps(work: Work, tagged: TaggedSet, classifier: Weights, cfg: Cam) -> None:
     write_maps(work, tagged.ids, produce, {"classes": list(tagged.classes), "grid": cfg.grid})
 
 
-@stage(MapSet, version=3)
+@stage(MapSet, version=4)
 def findings(work: Work, images: TaggedSet, classifier: Weights, cfg: Cam) -> None:
     """Where the classifier sees any class at all, in images whose tags are not known."""
     model, pooled = load(classifier, images.classes), pooling_of(classifier)

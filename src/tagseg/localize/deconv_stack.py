@@ -100,7 +100,7 @@ class Rising:
         return {**batch, "share": torch.full((len(batch["images"]),), a)}
 
 
-@stage(Weights, version=2)
+@stage(Weights, version=3)
 def heads(work: Work, tagged: TaggedSet, classifier: Weights, cfg: Heads) -> None:
     """Heads on the mirror of a tag classifier; chooses levels where `stack.select` is "greedy"."""
     torch.manual_seed(int(cfg.seed))
@@ -121,7 +121,7 @@ def heads(work: Work, tagged: TaggedSet, classifier: Weights, cfg: Heads) -> Non
     write(work, model, {**meta, "size": cfg.augment.size, "greedy": trail})
 
 
-@stage(Weights, version=2)
+@stage(Weights, version=3)
 def joint(work: Work, tagged: TaggedSet, stack: Weights, cfg: Joint) -> None:
     """Encoder, norms and heads together."""
     model = load(stack, tagged.classes)

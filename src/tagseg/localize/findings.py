@@ -50,8 +50,8 @@ def network_of(
 
     def read(raw: Tensor, in_size: Size, out_size: Size) -> Tensor:
         fine = resample(logits(raw.float()), stride=tap.stride, offset=tap.offset, in_size=in_size, out_size=out_size)
-        image = shares(whole(raw.float())).amax(1, keepdim=True)[:, :, None, None]
-        return torch.cat([shares(fine).amax(1, keepdim=True), image.expand(-1, -1, *out_size)], 1)
+        image = shares(whole(raw.float()).amax(1, keepdim=True))[:, :, None, None]
+        return torch.cat([shares(fine.amax(1, keepdim=True)), image.expand(-1, -1, *out_size)], 1)
 
     return Network(module, backbone.preprocess, read, 2, backbone.min_size, rewrite=False)
 

@@ -58,7 +58,7 @@ def predicted(work: Work, images: TaggedSet, model: Weights, cfg: StackMaps) -> 
     _write(work, images, network, cfg, lambda sample, logits: likely(logits, forced))
 
 
-@stage(MapSet, version=3)
+@stage(MapSet, version=4)
 def findings(work: Work, images: TaggedSet, stack: Weights, cfg: StackMaps) -> None:
     """Where the stack sees any class at all, in images whose tags are not known."""
     model = load(stack, images.classes)

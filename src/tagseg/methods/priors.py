@@ -102,10 +102,12 @@ def chosen(run: Run, inputs: Inputs, found: MapSet, cfg: Config) -> LabelSet:
     if picks is None or not len(picks):
         return usual
     names = sorted(set(picks.chosen.values()) - {first})
-    if not names:
-        return usual
     others = [masks_of(run, tagged.select(picks.of(name)), what, name, cfg) for name in names]
-    return prior_masks.picked(run, tagged, (usual, *others), picks, prior_masks.PickFrom((first, *names)))
+    done = usual if not others else prior_masks.picked(run, tagged, (usual, *others), picks,
+                                                       prior_masks.PickFrom((first, *names)))  # fmt: skip
+    if picks.seen:
+        prior_masks.compared(run, done, picks.looked, prior_masks.Compare())
+    return done
 
 
 def groundwork(run: Run, inputs: Inputs, cfg: Config) -> Seen:

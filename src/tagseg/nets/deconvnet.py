@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
@@ -284,14 +285,15 @@ def last_of(backbone: Backbone) -> str:
 
 
 def columns_of(backbone: Backbone) -> tuple[str, ...]:
-    """Features of the network itself on the grids of the levels: the last ones of each grid, X_b of each block b."""
-    names, known = names_of(backbone), backbone.taps
-    grids = [_grid(backbone, name) for name in names[:-1]]
+    """Features of the network itself on the grids of the levels: X_b of each block b, the last before the next level
+    begins; those of the last level may be the top.
+    """
+    names, order = names_of(backbone), [tap.name for tap in backbone.taps]
     found = []
-    for own, following in zip(grids, [*grids[1:], None], strict=True):
-        alike = [t.name for t in known if t.stride == own.stride and not t.name.startswith("pool")]
-        alone = following is not None and following.stride == own.stride  # two levels on one grid
-        found.append(own.name if alone else alike[-1])
+    for own, following in pairwise(names):
+        begin = 0 if own == FIRST else order.index(own)
+        end = order.index(following) + (following == names[-1])
+        found.append([name for name in order[begin:end] if not name.startswith("pool")][-1])
     return tuple(found)
 
 

@@ -39,9 +39,7 @@ def merge(raw: Sequence[Float[np.ndarray, "k h w"]], eps: float = EPS) -> Float3
 
 def or_best(found: Bool[np.ndarray, " c"], scores: Float[np.ndarray, " c"], forced: bool) -> Bool[np.ndarray, " c"]:
     """The classes `found` in an image; the one of the best score where there is none and one is `forced`."""
-    if forced and not found.any():
-        found[scores.argmax()] = True
-    return found
+    return np.arange(len(scores)) == scores.argmax() if forced and not found.any() else found
 
 
 def winners(scores: Float[np.ndarray, "k h w"], classes: Int64[np.ndarray, " k"],

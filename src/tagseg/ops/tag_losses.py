@@ -40,16 +40,14 @@ def weak(shares: Float[Tensor, "n k h w"], tags: Bool[Tensor, "n c"], known: Boo
 
 def masked(
     shares: Float[Tensor, "n k h w"], tags: Bool[Tensor, "n c"], regions: Bool[Tensor, "n k h w"], r: float,
-    empty: str = "skip", known: Bool[Tensor, "n h w"] | None = None,
+    known: Bool[Tensor, "n h w"], empty: str = "skip",
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:  # fmt: skip
     """Each present class within its region, background within its own, absent classes suppressed at every pixel.
 
-    `regions`: that of each class. `known`: the image's pixels; not given: those that are in a region. A present class
-    whose region is empty is pooled over the regions of all the others; where these are empty, too, and for an empty
-    background, `empty` says: "skip" the term, or "fallback" to all known pixels. The losses, and how often a region was
-    empty.
+    `regions`: that of each class. `known`: the image's pixels. A present class whose region is empty is pooled over the
+    regions of all the others; where these are empty, too, and for an empty background, `empty` says: "skip" the term,
+    or "fallback" to all known pixels. The losses, and how often a region was empty.
     """
-    known = regions.any(1) if known is None else known
     mine = regions[:, 1:] & tags[:, :, None, None]
     union = mine.any(1, keepdim=True)
     lost = tags & ~mine.any((2, 3))

@@ -11,9 +11,18 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from tagseg.artifacts import LabelSet, MapSet, SuperpixelSet, write_labels, write_maps, written_labels
+from tagseg.artifacts import (
+    LabelSet,
+    MapSet,
+    Scores,
+    SuperpixelSet,
+    write_labels,
+    write_maps,
+    write_scores,
+    written_labels,
+)
 from tagseg.data.index import TaggedSet
-from tagseg.data.picks import Picks, fingerprint
+from tagseg.data.picks import Looked, Picks, fingerprint
 from tagseg.ops import superpixels
 from tagseg.ops.geometry import enlarge
 from tagseg.refine import crf
@@ -199,10 +208,7 @@ class PickFrom:
 
 @stage(LabelSet, version=1)
 def picked(work: Work, tagged: TaggedSet, candidates: tuple[LabelSet, ...], picks: Picks, cfg: PickFrom) -> None:
-    """The masks that a person picked; the first candidate, in the order of `cfg.names`, where nobody picked.
-
-    A mask that is not the one that the person saw is taken, and told.
-    """
+    """The masks that a person picked; the first candidate, in the order of `cfg.names`, where nobody picked."""
     sets: Mapping[str, LabelSet] = dict(zip(cfg.names, candidates, strict=True))
 
     def one(sample: str) -> Labels:
@@ -212,9 +218,22 @@ def picked(work: Work, tagged: TaggedSet, candidates: tuple[LabelSet, ...], pick
         yield from work.map(one, ids)
 
     write_labels(work, tagged.ids, produce, {"classes": list(tagged.classes)})
-    if others := [id for id in tagged.ids if id in picks.seen and picks.seen[id] != fingerprint(one(id).pixels)]:
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Nothing to set."""
+
+
+@stage(Scores, version=1)
+def compared(work: Work, masks: LabelSet, looked: Looked, cfg: Compare) -> None:
+    """Whether the `masks` of picked images are those that the person saw; one that is not is taken, and told."""
+    known = [id for id in masks.ids if id in looked.masks]
+    others = [id for id in known if looked.masks[id] != fingerprint(masks.get(id).pixels)]
+    if others:
         work.event(f"{len(others)} picked masks are not those that the person saw, for example of {others[0]!r}: other "
                    "settings, tags or weights; pick again")
+    write_scores(work, {"seen": len(known), "others": others})
 
 
 def named(cfg: PriorMasks, candidate: str) -> PriorMasks:

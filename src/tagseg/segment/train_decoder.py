@@ -171,7 +171,7 @@ def pretrained(work: Work, start: Pretrained, cfg: Encoder) -> None:
                   {"backbone": cfg.backbone, "stride": cfg.stride})  # fmt: skip
 
 
-@stage(Weights, version=1)
+@stage(Weights, version=2)
 def attention(work: Work, target: TaggedSet, source: TaggedSet, encoder: Weights, cfg: Attend) -> None:
     """Where each class of both sets lies, learned from tags alone on a frozen encoder: pretrained or a classifier's."""
     torch.manual_seed(int(cfg.seed))
@@ -205,7 +205,7 @@ def attention(work: Work, target: TaggedSet, source: TaggedSet, encoder: Weights
                             "size": cfg.augment.size})  # fmt: skip
 
 
-@stage(Weights, version=1)
+@stage(Weights, version=2)
 def joint(work: Work, target: TaggedSet, aux: OtherMasks, before: Weights, cfg: Draw) -> None:
     """The same network with its decoder, taught the outlines of the other classes."""
     torch.manual_seed(int(cfg.seed))
@@ -223,7 +223,7 @@ def joint(work: Work, target: TaggedSet, aux: OtherMasks, before: Weights, cfg: 
                             "size": cfg.augment.size})  # fmt: skip
 
 
-@stage(Weights, version=1)
+@stage(Weights, version=2)
 def adapted(work: Work, target: TaggedSet, before: Weights, cfg: Attend) -> None:
     """The same network for other classes: what names a class and tells classes apart is learned anew, attention goes on
     learning, encoder and decoder stay as they are. `cfg.shape` and `cfg.scale` are those of `before`.
@@ -232,7 +232,7 @@ def adapted(work: Work, target: TaggedSet, before: Weights, cfg: Attend) -> None
         raise DataError(f"{target.name}: found one class, {target.classes[0]!r}; expected two or more: attention "
                         "learns by telling classes apart")
     torch.manual_seed(int(cfg.seed))
-    meta = {**before.meta, "classes": list(target.classes), "others": [], "size": cfg.augment.size}
+    meta = {**before.meta, "classes": list(target.classes), "others": []}
     model = built(meta)
     anew = ("attention.name.", "classifier.layers.2.")
     kept = {n: t for n, t in before.tensors().items() if not n.startswith(("tagger.", *anew))}
@@ -245,15 +245,14 @@ def adapted(work: Work, target: TaggedSet, before: Weights, cfg: Attend) -> None
         return {**one, "labels": torch.full_like(one["images"][:, 0], IGNORE)}
 
     with prefetched(batch) as batches:
-        learn(work, cfg, model, rates, batches, RowLoss(1.0, 0.0, len(target.classes)), len(target), draws.names)
-    names = ("backbone", "stride", "classes", "others", "masked", "rest", "grid")
-    described(work, model, {**{n: meta[n] for n in names if n in meta}, "size": before.meta["size"]})
+        learn(work, cfg, model, rates, batches, RowLoss(1.0, 0.0, len(target.classes)), len(draws.ids), draws.names)
+    names = ("backbone", "stride", "classes", "others", "masked", "rest", "grid", "size")
+    described(work, model, {n: meta[n] for n in names if n in meta})
 
 
 def with_tags(tagged: TaggedSet) -> TaggedSet:
-    """The images that give a row: those with a tag. Where none has one, all, as nothing can be learned anyway."""
-    some = [i for i in tagged.ids if tagged.tags_of(i).any()]
-    return tagged.select(some) if some else tagged
+    """The images that give a row: those with a tag."""
+    return tagged.select(np.array(tagged.ids)[tagged.tags.any(1)].tolist())
 
 
 def _train(work: Work, model: TransferNet, draws: Alternating, loss: RowLoss, cfg: Attend | Draw,

@@ -94,7 +94,7 @@ class PriorLoss:
         if self.kind == "weak":
             return tag_losses.weak(shares, tags, known, self.r).sum()
         regions = _on(tag_losses.regions_of(labels, tags, binary=self.kind == "binary"), shares)
-        losses, missed = tag_losses.masked(shares, tags, regions, self.r, self.cfg.empty, known)
+        losses, missed = tag_losses.masked(shares, tags, regions, self.r, known, self.cfg.empty)
         self.missed += float(missed.sum())
         return losses.sum()
 
