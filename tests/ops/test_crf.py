@@ -105,6 +105,19 @@ def test_golden_results_of_pydensecrf2(name: str) -> None:
     assert (labels != unary.argmin(0)).mean() > 0.01  # the golden solve changed labels at all
 
 
+@pytest.mark.parametrize("name", list(maker.PHOTOS))
+def test_golden_labels_of_real_photos(name: str) -> None:
+    """Labels equal on 99.99 % of the pixels: at most 3 of 32,000 differ."""
+    with np.load(GOLDEN / "crf_pydensecrf2.npz") as golden:
+        unary, labels = maker.unary_of(golden[f"{name}_shares"]), golden[f"{name}_labels"]
+    sxy_gaussian, compat_gaussian, sxy_bilateral, srgb, compat_bilateral, iterations = maker.USUAL
+    prepared = kernels(maker.photo(name), sxy_gaussian=sxy_gaussian, sxy_bilateral=sxy_bilateral, srgb=srgb)
+    ours = mean_field(prepared, unary, compat_gaussian=compat_gaussian, compat_bilateral=compat_bilateral,
+                      iterations=iterations)
+    assert (ours.argmax(0) == labels).mean() >= 0.9999
+    assert (labels != unary.argmin(0)).mean() > 0.1
+
+
 @pytest.mark.peer
 @pytest.mark.parametrize(("k", "shape"), [(3, "potts"), (3, "diagonal"), (3, "matrix"), (21, "potts")])
 def test_photo_size_results_of_pydensecrf2(k: int, shape: str) -> None:
