@@ -260,9 +260,7 @@ def _total(
 
 def _input(ready: _Ready, images: list[U8], shape: Size) -> Tensor:
     """Normalised images (n,3,h,w) on the device, channels last; bytes travel, floats are made there."""
-    pixels = torch.from_numpy(np.stack([resized(i, shape) for i in images]))
-    if ready.device != "cpu":
-        pixels = pixels.pin_memory().to(ready.device, non_blocking=True)
+    pixels = _moved(np.stack([resized(i, shape) for i in images]), ready.device)
     x = (pixels.float() / 255 - ready.mean) / ready.deviation
     return x.contiguous(memory_format=torch.channels_last)
 
@@ -275,11 +273,18 @@ def _outputs(ready: _Ready, grid: Tensor, shape: Size, targets: list[Size], aske
         if asked is None:
             found = list(ready.read(torch.stack([grid[i] for i in members]), shape, target).float())
         else:  # as images of one channel each: images differ in how many they are asked for
-            planes = [grid[i, torch.from_numpy(asked[i]).to(grid.device)] for i in members]
-            read = ready.read(torch.cat(planes)[:, None], shape, target).float()
-            found = list(read[:, 0].split([len(p) for p in planes]))
+            counts = [len(asked[i]) for i in members]
+            rows, columns = np.repeat(members, counts), np.concatenate([asked[i] for i in members])
+            planes = grid[_moved(rows, ready.device), _moved(columns, ready.device)]
+            found = list(ready.read(planes[:, None], shape, target).float()[:, 0].split(counts))
         outputs.update(zip(members, found, strict=True))
     return [outputs[i] for i in range(len(targets))]
+
+
+def _moved(values: np.ndarray, device: str) -> Tensor:
+    """An array on a device, without waiting for it."""
+    here = torch.from_numpy(values)
+    return here if device == "cpu" else here.pin_memory().to(device, non_blocking=True)
 
 
 def resized(image: U8, shape: Size) -> U8:

@@ -150,7 +150,7 @@ def refine(command: argparse.ArgumentParser) -> None:
         default=("crf",),
         dest="steps",
         metavar="STEP,...",
-        help="affinity, superpixels, crf, or several (default: crf)",
+        help="affinity, superpixels, pamr, crf, or several (default: crf)",
     )
     command.add_argument(
         "--save", type=names, default=("mask",), metavar="KIND,...", help="mask, overlay, confidence, probabilities"

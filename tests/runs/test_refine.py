@@ -20,6 +20,7 @@ from tagseg.data.folder import Reading, TooManyBad
 from tagseg.data.foreign_folders import open_maps
 from tagseg.data.foreign_maps import ForeignMap, MapReading
 from tagseg.refine.crf import Crf
+from tagseg.refine.pamr import Pamr
 from tagseg.runs.foreign_stages import EVEN, against, unary
 from tagseg.runs.refine import MARKER, Config, RefineRequest, decided, refine
 from tagseg.types import ClassMaps, EnvironmentFault, Interrupted, UsageError
@@ -126,6 +127,17 @@ def test_superpixels_smooth_with_and_without_a_background(data: Path, tmp_path: 
             assert (cells == cells[:, :1, :, :1]).all()
 
 
+def test_pamr_averages_the_maps_among_like_pixels(data: Path, tmp_path: Path) -> None:
+    few = replace(EASY, pamr=Pamr(iterations=5, dilations=(1, 2, 4)))
+    before = np.mean([masks(data / "photos" / "masks")[i] == found for i, found in arg_max(data).items()])
+    for name, maps in (("own", data / "maps"), ("none", without_background(data, tmp_path / "maps"))):
+        refine(asked(data, tmp_path / name, maps=maps, steps=("pamr",), cfg=few))
+        assert right(data, tmp_path / name) > before + 0.02
+    document = refine(asked(data, tmp_path / "both", steps=("pamr", "crf"), cfg=few))
+    assert set(document["settings"]) == {"pamr", "crf"}
+    assert any((masks(tmp_path / "both" / "masks")[i] != m).any() for i, m in masks(tmp_path / "own" / "masks").items())
+
+
 def test_the_affinity_network_is_learned_from_the_maps(data: Path, tmp_path: Path) -> None:
     schedule = replace(EASY.affinity.schedule, min_images=0, max_images=16, batch=4)
     augment = replace(EASY.affinity.augment, size=48)
@@ -206,8 +218,8 @@ def test_results_have_a_folder_of_their_own(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("more", "says"), [
-    ({"steps": ("crf", "affinity")}, "in the order affinity, superpixels, crf"), ({"steps": ()}, "--with"),
-    ({"steps": ("pamr",)}, "--with 'pamr'"), ({"save": ("masks",)}, "--save 'masks'"),
+    ({"steps": ("crf", "affinity")}, "in the order affinity, superpixels, pamr, crf"), ({"steps": ()}, "--with"),
+    ({"steps": ("blur",)}, "--with 'blur'"), ({"save": ("masks",)}, "--save 'masks'"),
     ({"threshold": 1.0}, "--threshold 1.0"), ({"workers": 0}, "--workers 0"), ({"seed": -1}, "--seed -1")])
 def test_what_cannot_be_asked(data: Path, tmp_path: Path, more: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=says):

@@ -7,6 +7,7 @@ Outside the outermost cell centres the edge is replicated.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -63,10 +64,17 @@ def _pixels(in_length: int, out_length: int) -> np.ndarray:
 def _read(maps: Tensor, y: np.ndarray, x: np.ndarray) -> Tensor:
     """Bilinear values of maps (n, k, h, w) at cell coordinates y (H,) and x (W,): (n, k, H, W), at least float32."""
     dtype = torch.promote_types(maps.dtype, torch.float32)
-    down = torch.from_numpy(_weights(y, maps.shape[-2])).to(maps.device, dtype)
-    across = torch.from_numpy(_weights(x, maps.shape[-1])).to(maps.device, dtype)
+    down = _matrix(y.tobytes(), maps.shape[-2], dtype, maps.device)
+    across = _matrix(x.tobytes(), maps.shape[-1], dtype, maps.device)
     with torch.autocast(maps.device.type, enabled=False):
         return down @ (maps.to(dtype) @ across.T)
+
+
+@lru_cache(maxsize=32)
+def _matrix(positions: bytes, cells: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`_weights` on a device, kept for the next image of that size: each copy to a card waits for the card."""
+    with torch.inference_mode(False):  # training will read the same one
+        return torch.from_numpy(_weights(np.frombuffer(positions), cells)).to(device, dtype)
 
 
 def _weights(positions: np.ndarray, cells: int) -> np.ndarray:

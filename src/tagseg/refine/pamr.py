@@ -20,7 +20,7 @@ from tagseg.types import F32, U8, ClassMaps
 
 @dataclass(frozen=True)
 class Pamr:
-    """The paper's rounds and distances (pixels). `batch`: images that may be on the device at once.
+    """The paper's rounds and distances (pixels). `batch`: images that each worker may have on the device at once.
 
     On a CPU the exact dense CRF (`refine/crf.py`) costs less.
     """

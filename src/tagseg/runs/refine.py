@@ -24,9 +24,10 @@ from tagseg.disk import lock, write_atomic
 from tagseg.localize import affinity as affinities
 from tagseg.localize.affinity import Affinity
 from tagseg.refine import affinity as walks
-from tagseg.refine import seeds, superpixels
+from tagseg.refine import pamr, seeds, superpixels
 from tagseg.refine.affinity import Walk
 from tagseg.refine.crf import Crf
+from tagseg.refine.pamr import Pamr
 from tagseg.refine.seeds import Seeds
 from tagseg.refine.superpixels import Smooth, Superpixels
 from tagseg.report import pictures
@@ -38,10 +39,11 @@ from tagseg.store import Run
 from tagseg.training.schedule import recipe_values
 from tagseg.types import Labels, UsageError
 
-STEPS = ("affinity", "superpixels", "crf")
+STEPS = ("affinity", "superpixels", "pamr", "crf")
 KINDS = {"mask": ("masks", ".png"), "overlay": ("overlays", ".png"), "confidence": ("confidence", ".png"),
          "probabilities": ("probabilities", ".npy")}
-GROUPS = {"crf": ("crf",), "superpixels": ("superpixels", "smooth"), "affinity": ("seeds", "affinity", "walk")}
+GROUPS = {"crf": ("crf",), "superpixels": ("superpixels", "smooth"), "pamr": ("pamr",),
+          "affinity": ("seeds", "affinity", "walk")}
 MARKER = ".tagseg-refined"
 
 
@@ -52,6 +54,7 @@ class Config:
     crf: Crf = field(default_factory=Crf)
     superpixels: Superpixels = field(default_factory=Superpixels)
     smooth: Smooth = field(default_factory=Smooth)
+    pamr: Pamr = field(default_factory=Pamr)
     seeds: Seeds = field(default_factory=Seeds)
     affinity: Affinity = field(default_factory=Affinity)
     walk: Walk = field(default_factory=Walk)
@@ -132,6 +135,8 @@ def apply(run: Run, opened: OpenedMaps, pretrained: Pretrained | None, request: 
     if "superpixels" in request.steps:
         segments = superpixels.segments(run, tagged, cfg.superpixels)
         last = superpixels.smoothed(run, tagged, last, segments, cfg.smooth)
+    if "pamr" in request.steps:
+        last = pamr.maps(run, tagged, last, cfg.pamr)
     return _decide(run, request, tagged, last, cut, cfg)
 
 
