@@ -38,8 +38,13 @@ def probabilities(labels: int, seed: int, likely: int | None = None) -> np.ndarr
     return p / p.sum(0)
 
 
+def resized(path: str) -> np.ndarray:
+    """uint8 (H,W,3) of `SIZE`."""
+    return np.array(Image.open(path).convert("RGB").resize(SIZE, Image.Resampling.BICUBIC))
+
+
 def sides(paths: list[str], labels: int, likely: int | None) -> dict[str, Job]:
-    images = [np.array(Image.open(p).convert("RGB").resize(SIZE, Image.Resampling.BICUBIC)) for p in paths]
+    images = [resized(path) for path in paths]
     given = [probabilities(labels, seed, likely) for seed in range(len(images))]
     return {"ours": partial(ours, images, given, FLOOR if likely else 0.0), "peer": partial(theirs, images, given),
             "warm": partial(ours, images[:1], given[:1], FLOOR if likely else 0.0)}  # fmt: skip
@@ -83,7 +88,7 @@ def main() -> None:
         for job, labels, likely in (("crf-3", 3, None), ("crf-21", 21, None), ("crf-21-floor", 21, 3)):
             note = f", {likely} of them reach {FLOOR} anywhere and the others are dropped" if likely else ""
             compare(job, peer="pydensecrf2", build=sides, args=(paths, labels, likely), rounds=5,
-                    setting=f"{words}, {SIZE[0]}x{SIZE[1]}, {labels} labels, 10 iterations{note}",
+                    setting=f"{words}, {SIZE[0]}x{SIZE[1]}, {labels} labels, 10 iterations, spatial lattice kept{note}",
                     agree=agreement, agreement_of="labels")  # fmt: skip
 
 

@@ -5,8 +5,10 @@ The results are those of the authors' implementation as packaged in pydensecrf2,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float32, Int64, Integer, UInt8
@@ -20,6 +22,8 @@ from tagseg.types import DataError, UsageError
 Number = int | float
 Compatibility = int | float | np.ndarray
 _NO_LABEL = np.float32(-np.inf)  # logit of the padding labels: its exponential is 0
+LARGE = 2_000_000  # pixels
+T = TypeVar("T")
 _STRIP = 64  # pixels go strip by strip, so that the vertices of a neighbourhood stay in the processor's cache
 
 
@@ -187,21 +191,29 @@ def _swapped(term: _Term) -> _Term:
     return replace(term, values=term.room, room=term.values)
 
 
-@lru_cache(maxsize=4)
+def _kept(make: Callable[..., T]) -> Callable[..., T]:
+    """A function of an image's size, kept for the last four sizes, for one of those above `LARGE`: at 12 megapixels a
+    lattice takes half a gigabyte.
+    """
+    small, large = lru_cache(maxsize=4)(make), lru_cache(maxsize=1)(make)
+    return lambda h, w, *more: (small if h * w <= LARGE else large)(h, w, *more)
+
+
+@_kept
 def _strips(h: int, w: int) -> np.ndarray:
     """The pixels strip by strip, each from top to bottom, row by row."""
     pixels = np.arange(h * w).reshape(h, w)
     return np.concatenate([pixels[:, x:x + _STRIP].ravel() for x in range(0, w, _STRIP)])
 
 
-@lru_cache(maxsize=4)
+@_kept
 def _positions(h: int, w: int, sxy: float) -> np.ndarray:
     """Column and row in standard deviations of the pixels in strips, (2, h*w)."""
     order = _strips(h, w)
     return np.stack([order % w, order // w]).astype(np.float32) / np.float32(sxy)
 
 
-@lru_cache(maxsize=4)
+@_kept
 def _spatial(h: int, w: int, sxy: float) -> Lattice:
     """The spatial kernel: the same for all images of one size."""
     return lattices.normalised(lattices.build(_positions(h, w, sxy).T))
