@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 import tiny
 from tagseg import cli
 from tagseg.methods import cam
+from tagseg.runs import setup
 from tagseg.runs.setup import Request, choose_device, ledger, prepare
 from tagseg.types import DataError, EnvironmentFault, UsageError
 
@@ -93,3 +95,26 @@ def test_the_command_line_passes_saliency_on(given: Request, capsys: pytest.Capt
     assert cli.main(["plan", *words]) == 2
     assert "--saliency-from: found no words" in capsys.readouterr().err
     assert cli.main(["plan", *words, "--saliency-from", WHO]) == 0
+
+
+def test_the_commit_tells_changed_sources_and_no_added_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, rows = tmp_path / "src" / "tagseg" / "runs" / "setup.py", tmp_path / "docs" / "results" / "cam.jsonl"
+    for file in (source, rows):
+        file.parent.mkdir(parents=True)
+        file.write_text("first\n")
+
+    def git(*words: str) -> None:
+        who = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(["git", "-C", str(tmp_path), *who, *words], check=True, capture_output=True)
+
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    monkeypatch.setattr(setup, "__file__", str(source))
+    clean = setup.commit()
+    assert clean is not None
+    assert len(clean) == 12
+    rows.write_text("first\nsecond\n")
+    assert setup.commit() == clean
+    source.write_text("second\n")
+    assert setup.commit() == f"{clean}+dirty"
