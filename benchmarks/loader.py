@@ -1,4 +1,7 @@
-"""From a photo's file to a normalised training crop: crop first, against the whole photo augmented and then cropped."""
+"""From a photo's file to a normalised training crop: crop first, against the whole photo augmented and then cropped.
+
+Then where our time goes, and one thing that was tried: all three colour steps in one compiled pass, Pillow's bytes.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from benchmarks.measure import compare
+from benchmarks.measure import compare, in_turn, write
 from benchmarks.photos import photos, rgb
-from benchmarks.processes import Job
+from benchmarks.processes import Job, alone
 
 IMAGES = 40
 CROP = 224
@@ -70,6 +73,75 @@ def _coloured(image: Image.Image, factors: tuple[float, float, float]) -> Image.
     return image
 
 
+def one_pass() -> Callable[[np.ndarray, tuple[float, float, float]], np.ndarray]:
+    """Brightness, contrast, saturation of uint8 (h,w,3), to the byte as Pillow blends them, compiled here."""
+    from numba import njit
+
+    @njit
+    def blend(a: int, b: int, factor: np.float32) -> np.uint8:
+        return np.uint8(min(max(np.float32(a) + factor * np.float32(b - a), np.float32(0)), np.float32(255)))
+
+    @njit
+    def grey(r: int, g: int, b: int) -> int:
+        return (r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16
+
+    @njit
+    def coloured(image: np.ndarray, factors: tuple[float, float, float]) -> np.ndarray:
+        light, contrast, colour = (np.float32(factors[0]), np.float32(factors[1]), np.float32(factors[2]))
+        first, both = np.empty(256, np.int64), np.empty(256, np.int64)
+        for level in range(256):
+            first[level] = blend(0, level, light)
+        pixels, total = image.reshape(-1, 3), 0
+        for p in pixels:
+            total += grey(first[p[0]], first[p[1]], first[p[2]])
+        mean = int(total / len(pixels) + 0.5)
+        for level in range(256):
+            both[level] = blend(mean, first[level], contrast)
+        found = np.empty_like(pixels)
+        for k in range(len(pixels)):
+            r, g, b = both[pixels[k, 0]], both[pixels[k, 1]], both[pixels[k, 2]]
+            middle = grey(r, g, b)
+            found[k, 0], found[k, 1], found[k, 2] = blend(middle, r, colour), blend(middle, g, colour), blend(
+                middle, b, colour)  # fmt: skip
+        return found.reshape(image.shape)
+
+    def run(image: np.ndarray, factors: tuple[float, float, float]) -> np.ndarray:
+        found: np.ndarray = coloured(image, factors)
+        return found
+
+    return run
+
+
+def parts(files: list[str]) -> dict[str, float]:
+    """Median CPU milliseconds of each step of ours for one photo, of the peer, and of the trial."""
+    from tagseg.data.images import decode
+    from tagseg.data.loader import FILL, Window, cut
+
+    made, fused = plans(files), one_pass()
+    decoded = [Image.fromarray(np.ascontiguousarray(decode(f).transpose(1, 2, 0))) for f in files]
+
+    def window(image: Image.Image, how: Plan) -> Image.Image:
+        (w, h), (x, y), flip, _ = how
+        sx, sy = image.width / w, image.height / h
+        view = Window((x * sx, y * sy, (x + CROP) * sx, (y + CROP) * sy), flip)
+        return cut(image, view, (CROP, CROP), fill=FILL, nearest=False)
+
+    crops = [window(image, how) for image, how in zip(decoded, made, strict=True)]
+    arrays = [np.asarray(crop) for crop in crops]
+    assert all(np.array_equal(fused(a, how[3]), np.asarray(_coloured(c, how[3])))
+               for a, c, how in zip(arrays, crops, made, strict=True))  # fmt: skip
+    times = in_turn({
+        "file to pixels": lambda: [decode(f) for f in files],
+        "the window, resized": lambda: [window(i, how) for i, how in zip(decoded, made, strict=True)],
+        "brightness, contrast, saturation": lambda: [_coloured(c, how[3]) for c, how in zip(crops, made, strict=True)],
+        "all": lambda: [ours(f, how, True) for f, how in zip(files, made, strict=True)],
+        "the peer": lambda: [theirs(f, how, True) for f, how in zip(files, made, strict=True)],
+        "tried: colours in one compiled pass, the same bytes": lambda: [
+            fused(a, how[3]) for a, how in zip(arrays, made, strict=True)],
+    }, 5)  # fmt: skip
+    return {name: found["cpu_ms"]["median"] / len(files) for name, found in times.items()}
+
+
 def plans(files: list[str]) -> list[Plan]:
     rng = np.random.default_rng(0)
     return [plan(Image.open(file).size, rng) for file in files]
@@ -101,6 +173,8 @@ def main() -> None:
                 setting=f"{found.words}, longer side {LONG[0]}-{LONG[1]}, crop {CROP}, normalised floats",
                 agree=lambda *_: agreement(found.images),
                 agreement_of="crop values within 2 of 255 levels, colour left out", rounds=5)
+        write("loader-phases", {"setting": f"{found.words}, crop {CROP}, each photo",
+                                "phases": {"a photo": {"cpu_ms": alone(parts, found.images)}}})  # fmt: skip
 
 
 if __name__ == "__main__":

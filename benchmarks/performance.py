@@ -84,12 +84,13 @@ def growths(found: list[Row]) -> str:
 
 
 def phases(row: Row) -> str:
-    """CPU milliseconds of each phase on each photo."""
+    """CPU milliseconds of each phase on each photo, or of each way."""
     photos = row["phases"]
     names = list(next(iter(photos.values()))["cpu_ms"])
-    heads = ("CPU ms", *(f"photo {name}, {found['vertices']} vertices" for name, found in photos.items()))
-    lines = [(name, *(f"{found['cpu_ms'][name]:.1f}" for found in photos.values())) for name in names]
-    return f"{row['setting']}.\n\n{table(heads, lines)}"
+    heads = ("CPU ms", *(f"photo {name}, {found['vertices']} vertices" if "vertices" in found else name
+                         for name, found in photos.items()))  # fmt: skip
+    lines = [(name, *(f"{found['cpu_ms'][name]:.3g}" for found in photos.values())) for name in names]
+    return f"`{row['job']}`: {row['setting']}.\n\n{table(heads, lines)}"
 
 
 def table(heads: tuple[str, ...], lines: list[tuple[Any, ...]]) -> str:
@@ -166,7 +167,7 @@ def sections(found: list[Row]) -> list[tuple[str, str]]:
     parts: list[tuple[str, list[Any], Callable[[list[Any]], str]]] = [
         ("Missed goals", missed, "\n".join),
         ("Against peers", compared, lambda r: f"{comparisons(r)}\n\n![ratios](img/performance-ratios.png)"),
-        ("Where the dense CRF's time goes", split, lambda r: "\n\n".join(map(phases, r))),
+        ("Where the time goes", split, lambda r: "\n\n".join(map(phases, r))),
         ("Growth", grown, lambda r: f"{growths(r)}\n\n![growth](img/performance-growth.png)"),
         ("Not measured", [f"- `{job}`: {why}" for job, why in missing.items()], "\n".join),
         ("Rates", [f"- `{r['job']}`: {r.get('setting', '')}: {r.get('images_per_second')}" for r in rates], "\n".join),
