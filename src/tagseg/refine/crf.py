@@ -26,7 +26,8 @@ class Crf:
     """Kernels and weights as pydensecrf users know them; the defaults are those of IRN's code.
 
     Pixels whose probability stays under `unsure_below` become 255 (ignored by the segmenter); 0 keeps all. `device`:
-    with "cuda" images of one size are solved together on the graphics card, equal to the rest within 1e-4.
+    with "cuda" images of one size are solved together by `ops.crf_torch`, whose numbers are those of the processor but
+    for rounding.
     """
 
     sxy_gaussian: float = 3.0
