@@ -148,7 +148,7 @@ def tag_loss(logits: Tensor, tags: Tensor) -> Tensor:
     return tag_losses(logits, tags).sum()
 
 
-@stage(Weights, version=2)
+@stage(Weights, version=3)
 def train(work: Work, tagged: TaggedSet, pretrained: Pretrained, cfg: Classify) -> None:
     """Train the tag classifier on all images that have a tag row (negatives included)."""
     images = tagged.training()
@@ -158,6 +158,7 @@ def train(work: Work, tagged: TaggedSet, pretrained: Pretrained, cfg: Classify) 
     torch.manual_seed(seed)
     backbone = build(cfg.backbone, stride=cfg.stride, weights_state=pretrained.start)
     model = TagNet(backbone, len(tagged.classes), [Layer(width_of(cfg, backbone))] if cfg.sampler else [])
+    model.to(memory_format=torch.channels_last)  # a step takes 1.2 to 2x less on a CPU
     body, head = list(model.backbone.parameters()), [*model.samplers.parameters(), *model.head.parameters()]
     draws = taught(work, tagged, model, cfg, body, head, TagLoss(pool(cfg)))
     described(work, model, cfg, tagged.classes, draws.shapes.crops)
