@@ -117,6 +117,24 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(split: int) -> None:
     assert torch.allclose(gradients(whole.model), gradients(parts.model), atol=1e-7)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_grouped_convolutions_compute_in_full_and_the_others_as_asked(precision: str) -> None:
+    made = task(dropout=0.0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 3, 1))
+    made.model, made.precision = model, precision
+    made.optimiser = torch.optim.SGD(model.parameters(), lr=0.0)
+    seen = list[torch.dtype]()
+    for part in model:
+        part.register_forward_hook(lambda _, __, out: seen.append(out.dtype))
+    assert math.isfinite(_gradient_step(made, batch(0), 1))
+    asked = torch.bfloat16 if precision == "bf16" else torch.float32
+    assert seen == [asked, torch.float32, asked]
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
+    assert not any("forward" in vars(part) for part in model)  # nothing stays behind
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model(batch(0)["images"]).dtype == torch.bfloat16
+
+
 def test_a_mean_of_micro_batch_means_would_not() -> None:
     whole, naive = task(dropout=0.0), task(dropout=0.0)
     _gradient_step(whole, batch(0), 1)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -159,7 +160,7 @@ def _gradient_step(task: Task, batch: Batch, split: int) -> float:
     count, loss = max(task.objective.count(batch), 1.0), 0.0
     for part in _parts(batch, split):
         on_device = {n: t.to(task.device, non_blocking=True) for n, t in part.items()}
-        with precision(task.device, task.precision):
+        with precision(task.device, task.precision), _depthwise_in_full(task):
             share = task.objective.total(task.model, on_device) / count
         share.backward()
         loss += float(share.detach())
@@ -169,6 +170,27 @@ def _gradient_step(task: Task, batch: Batch, split: int) -> float:
         return math.nan
     task.optimiser.step()
     return loss
+
+
+@contextmanager
+def _depthwise_in_full(task: Task) -> Iterator[None]:
+    """Within, grouped convolutions compute in float32 on a processor: in bfloat16 their backward takes so much longer
+    that MobileNet as a whole learned no faster than in float32, or slower.
+    """
+    slow = task.precision == "bf16" and task.device == "cpu"
+    convs = [part for part in task.model.modules() if slow and isinstance(part, nn.Conv2d) and part.groups > 1]
+    for conv in convs:
+        conv.forward = partial(_in_full, conv)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for conv in convs:
+            del conv.forward
+
+
+def _in_full(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", enabled=False):
+        return nn.Conv2d.forward(conv, x.float())
 
 
 def _parts(batch: Batch, split: int) -> Iterator[Batch]:
