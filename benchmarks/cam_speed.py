@@ -18,7 +18,7 @@ from benchmarks.photos import photos, rgb, shared
 from benchmarks.processes import Job
 
 SCALES = (1.0, 0.5, 1.5, 2.0)
-CLASSES, IMAGES, ROUNDS = 20, 2, 3
+CLASSES, IMAGES, ROUNDS = 20, 8, 3  # as many photos as fill a batch or two, as a run has them
 THRESHOLDS = np.linspace(0.02, 0.9, 89)
 Size = tuple[int, int]
 
