@@ -59,7 +59,6 @@ class Arm:
 
 ARMS = {
     "dfs": Arm(),
-    "heads alone": Arm(joint=None),
     "average pooling": Arm({"pool": "avg"}),
     "top 2 levels": Arm({"levels": (4, 5)}),
     "hypercolumn": Arm({"source": "encoder"}),
@@ -68,6 +67,7 @@ ARMS = {
     "no smoothing": Arm(maps={"smooth": 0.0}),
     "smoothing of 2 cells": Arm(maps={"smooth": 2.0}),
 }
+EARLY = {"heads alone": Arm(joint=None)}  # before it is trained to the end, so by name alone (`--only`) and no row
 MORE_ON = "thin"
 MORE = {
     "levels 2 to 5": Arm({"levels": (2, 3, 4, 5)}),
@@ -139,7 +139,7 @@ def measured(preset: str, seed: int, cache: Path, wanted: str, at: str | None) -
     truth = prepared.val.truth
     val = truth.without_masks()
     rows, start = list[Row](), time.monotonic()
-    chosen = ARMS | (MORE if preset == MORE_ON else {})
+    chosen = ARMS | (MORE if preset == MORE_ON else {}) | (EARLY if wanted else {})
     for arms in (cams(run, prepared, val, wanted), stacks(run, prepared, val, chosen, wanted)):
         for name, found, right, weights in arms:
             rows.append({"scene": preset, "seed": seed, "variant": name, "tag_accuracy": right,
