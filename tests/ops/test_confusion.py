@@ -43,6 +43,13 @@ def test_views_are_counted_as_their_values() -> None:
     np.testing.assert_array_equal(confusion(truth, predicted, 2), by_loop(truth, predicted, 2))
 
 
+def test_bytes_that_begin_anywhere_and_cannot_be_written_are_counted() -> None:
+    big = np.repeat(np.random.default_rng(1).integers(0, 3, (2, 200)).astype(np.uint8), 11, axis=1)
+    big.setflags(write=False)
+    truth, predicted = big[0, 3:], big[1, :-3]
+    np.testing.assert_array_equal(confusion(truth, predicted, 2), by_loop(truth, predicted, 2))
+
+
 def test_nothing_to_count() -> None:
     assert confusion(np.zeros(0, np.uint8), np.zeros(0, np.uint8), 2).sum() == 0
 

@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from numpy.typing import NDArray
 
+from tagseg.ops.pair_counts import count_pairs
 from tagseg.types import IGNORE, MAX_CLASSES, DataError
 
 BACKGROUND_NAME = "background"
-_RUNS_PAY = 8  # counting runs beats counting pixels once a run has this many pixels on average (measured)
 
 
 def confusion(truth: UInt8[np.ndarray, " ..."], predicted: UInt8[np.ndarray, " ..."],
@@ -25,38 +25,20 @@ def confusion(truth: UInt8[np.ndarray, " ..."], predicted: UInt8[np.ndarray, " .
     if truth.shape != predicted.shape:
         raise DataError(f"prediction has size {predicted.shape}, expected the truth's size {truth.shape}: "
                         "resize the prediction (nearest neighbour) to its image")
-    t, p = truth.ravel(), predicted.ravel()
-    last = _run_ends(t, p)
-    lengths = None if last is None else np.diff(last, prepend=-1)
-    if last is not None:
-        t, p = t[last], p[last]
-    # uint8 wraps: 255 becomes 0 and class c becomes c + 1, so one small table holds ignored and unsure pixels too.
-    t, p = t + np.uint8(1), p + np.uint8(1)
-    _check_range(t, classes, "truth")
-    _check_range(p, classes, "prediction")
-    width = classes + 2
-    index = np.multiply(t, width, dtype=np.uint16)  # width <= 256, so the largest index is 256 * 256 - 1
-    index += p
-    counts = np.bincount(index, lengths, minlength=width * width).astype(np.int64).reshape(width, width)
+    if not 1 <= classes <= MAX_CLASSES:
+        raise DataError(f"{classes} classes: expected 1..{MAX_CLASSES}")
+    t, p = (np.ascontiguousarray(a).reshape(-1) for a in (truth, predicted))
+    counts = np.zeros((classes + 2, classes + 2), np.int64)
+    whole = len(t) // 8 * 8
+    if not count_pairs(t, p, t[:whole].view(np.uint64), p[:whole].view(np.uint64), counts):
+        _refuse(t, classes, "truth")
+        _refuse(p, classes, "prediction")
     return np.roll(counts, -1, axis=1)[1:]
 
 
-def _run_ends(t: NDArray[np.uint8], p: NDArray[np.uint8]) -> NDArray[np.int64] | None:
-    """Last index of each run of equal (t, p) pairs, or None where runs are too short to be worth counting."""
-    if len(t) == 0:
-        return None
-    change = t[1:] != t[:-1]
-    change |= p[1:] != p[:-1]
-    if np.count_nonzero(change) * _RUNS_PAY > len(t):
-        return None
-    return np.append(np.flatnonzero(change), len(t) - 1)
-
-
-def _check_range(shifted: NDArray[np.uint8], classes: int, what: str) -> None:
-    if not 1 <= classes <= MAX_CLASSES:
-        raise DataError(f"{classes} classes: expected 1..{MAX_CLASSES}")
-    if shifted.size and int(shifted.max()) > classes + 1:
-        bad = np.unique(shifted[shifted > classes + 1]) - 1
+def _refuse(found: NDArray[np.uint8], classes: int, what: str) -> None:
+    bad = np.unique(found[(found > classes) & (found != IGNORE)])
+    if len(bad):
         listed = ", ".join(str(v) for v in bad[:5]) + (", ..." if len(bad) > 5 else "")
         raise DataError(f"{what} holds the values {listed}; expected 0..{classes} or {IGNORE}: "
                         "check the class list, or convert coloured masks to class indices")
