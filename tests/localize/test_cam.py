@@ -50,6 +50,19 @@ def test_the_maps_by_plain_arithmetic(trained: Tiny, tmp_path: Path, flip: bool)
             assert np.allclose(scores, expected.numpy(), atol=1e-3)  # stored as float16
 
 
+def test_classes_that_no_image_has_change_nothing(trained: Tiny, tmp_path: Path) -> None:
+    some, cfg = trained.prepared.inputs.tagged, trained.prepared.cfg.cam
+    last = replace(some, tags=some.tags & (np.arange(len(some.classes)) == len(some.classes) - 1))
+    assert last.tags.any()
+    assert some.tags[:, :-1].any()
+    whole = trained.fitted.maps
+    for maps in cam.maps(Run(tmp_path), last, trained.fitted.classifier, cfg):
+        all_of_it = whole.get(maps.id)
+        kept = all_of_it.classes == len(some.classes)
+        assert np.array_equal(maps.classes, all_of_it.classes[kept])
+        assert np.allclose(maps.scores, all_of_it.scores[kept], atol=1e-3)  # stored as float16
+
+
 def test_a_negative_has_no_maps(trained: Tiny, tmp_path: Path) -> None:
     some = trained.prepared.inputs.tagged.limit(2)
     none = replace(some, tags=np.zeros_like(some.tags))

@@ -37,19 +37,18 @@ class Cam:
     }
 
 
-@stage(MapSet, version=2)
+@stage(MapSet, version=3)
 def maps(work: Work, tagged: TaggedSet, classifier: Weights, cfg: Cam) -> None:
     """Maps of the tagged classes of every image: summed over views, then divided by their maximum."""
-    network = network_of(load(classifier, tagged.classes))
-    present = dict(zip(tagged.ids, tagged.tags, strict=True))
+    model, there = load(classifier, tagged.classes), np.flatnonzero(tagged.tags.any(0))  # of C classes, those in use
+    model.head = model.head.only(there)
+    network = network_of(model)
+    present = {sample: np.flatnonzero(tags) for sample, tags in zip(tagged.ids, tagged.tags, strict=True)}
 
     def produce(ids: list[str]) -> Iterator[ClassMaps]:
-        for seen in raw_maps(work, network, tagged, ids, cfg, lambda sample: np.flatnonzero(present[sample])):
+        for seen in raw_maps(work, network, tagged, ids, cfg, lambda sample: np.searchsorted(there, present[sample])):
             yield ClassMaps(
-                seen.id,
-                np.flatnonzero(present[seen.id]).astype(np.int64) + 1,
-                normalise(values(seen)),
-                (seen.image.shape[1], seen.image.shape[2]),
+                seen.id, present[seen.id] + 1, normalise(values(seen)), (seen.image.shape[1], seen.image.shape[2])
             )
 
     write_maps(work, tagged.ids, produce, {"classes": list(tagged.classes), "grid": cfg.grid})
