@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import compare, in_turn, not_measured, ratios, write
+from benchmarks.measure import OUT, compare, in_turn, not_measured, ratios, write
 from benchmarks.photos import photos, rgb, shared
 from benchmarks.processes import Job
 
 SCALES = (1.0, 0.5, 1.5, 2.0)
+DATA, NET, AREA = "things", "mobilenet_v2", 256  # of the classifier that learns
 CLASSES, IMAGES, ROUNDS = 20, 8, 3  # as many photos as fill a batch or two, as a run has them
 THRESHOLDS = np.linspace(0.02, 0.9, 89)
 Size = tuple[int, int]
@@ -133,38 +134,65 @@ def speed(net: str, job: str, *, area: int | None = None, images: int = IMAGES) 
         )  # fmt: skip
 
 
-def trained(data: str = "things", net: str = "mobilenet_v2", area: int = 256) -> None:
-    """mIoU of both sides' maps, tags given, each at its best threshold, by a tag classifier that learns here."""
-    import torch
+@dataclass(frozen=True)
+class Learned:
+    """A tag classifier that has learned: where its weights lie, the val images, files beside them, the precision."""
 
-    from tagseg.localize import cam, classify
+    weights: Path
+    truth: Any
+    files: list[str]
+    precision: str
+
+
+def learned(*jobs: str) -> Learned | None:
+    """`cam`'s classifier of `NET` on `DATA` (standard, seed 0), trained once for all; None where data lack, and
+    then `jobs` are not measured.
+    """
+    from tagseg.localize import classify
     from tagseg.runs.setup import Request, prepare
     from tagseg.store import Run
 
-    place, weights = shared(f"data/{data}"), shared("weights")
+    place, weights = shared(f"data/{DATA}"), shared("weights")
     if place is None or weights is None:
-        not_measured("cam-trained", f"needs the shared set {data} and pretrained weights")
+        for job in jobs:
+            not_measured(job, f"needs the shared set {DATA} and pretrained weights")
+        return None
+    cache = OUT / "cache"
+    prepared = prepare(Request(method="cam", data=str(place), train=("train",), val=("val",), backbone=NET,
+                               weights=str(weights), out=cache / "run", cache=cache))  # fmt: skip
+    assert prepared.val is not None
+    assert prepared.val.truth is not None
+    inputs, truth = prepared.inputs, prepared.val.truth
+    classifier = classify.train(Run(cache, workers=2), inputs.tagged, inputs.pretrained, prepared.cfg.classifier)
+    files = [str(next(place.glob(f"images/{i}.*"))) for i in truth.ids]
+    return Learned(classifier.path, truth, files, prepared.precision)
+
+
+def network_at(weights: Path, classes: tuple[str, ...]) -> Any:
+    from tagseg.artifacts import Weights
+    from tagseg.localize import cam, classify
+
+    return cam.network_of(classify.load(Weights(weights), classes))
+
+
+def trained() -> None:
+    """mIoU of both sides' maps, tags given, each at its best threshold, by a tag classifier that learns here."""
+    import torch
+
+    known = learned("cam-trained")
+    if known is None:
         return
-    with tempfile.TemporaryDirectory() as folder:
-        cache = Path(folder)
-        prepared = prepare(Request(method="cam", data=str(place), train=("train",), val=("val",), backbone=net,
-                                   weights=str(weights), out=cache / "run", cache=cache))  # fmt: skip
-        assert prepared.val is not None
-        assert prepared.val.truth is not None
-        inputs, truth = prepared.inputs, prepared.val.truth
-        classifier = classify.train(Run(cache, workers=2), inputs.tagged, inputs.pretrained, prepared.cfg.classifier)
-        network = cam.network_of(classify.load(classifier, inputs.tagged.classes))
-        files, seen = [str(next(place.glob(f"images/{i}.*"))) for i in truth.ids], dict[str, list[np.ndarray]]()
-        ways = {"ours": partial(ours, network, files, area, prepared.precision),
-                "peer": partial(theirs, network, files, area)}  # fmt: skip
-        torch.set_num_threads(1)
-        times = in_turn({name: partial(_kept, seen, name, way) for name, way in ways.items()}, 1)
-        miou = {name: best(maps, truth) for name, maps in seen.items()}
+    network, seen = network_at(known.weights, known.truth.classes), dict[str, list[np.ndarray]]()
+    ways = {"ours": partial(ours, network, known.files, AREA, known.precision),
+            "peer": partial(theirs, network, known.files, AREA)}  # fmt: skip
+    torch.set_num_threads(1)
+    times = in_turn({name: partial(_kept, seen, name, way) for name, way in ways.items()}, 1)
+    miou = {name: best(maps, known.truth) for name, maps in seen.items()}
     found = f"mIoU {100 * miou['ours']:.2f} and {100 * miou['peer']:.2f} at the best threshold"
     write("cam-trained", {
         "peer": "the same loop, fp32",
-        "setting": f"{net} trained on {data} (standard, seed 0), {len(files)} val images with their tags, shown as "
-        f"{area}x{area} times {', '.join(map(str, SCALES))}, mirrored too; ours {prepared.precision}; one call of "
+        "setting": f"{NET} trained on {DATA} (standard, seed 0), {len(known.files)} val images with their tags, shown "
+        f"as {AREA}x{AREA} times {', '.join(map(str, SCALES))}, mirrored too; ours {known.precision}; one call of "
         f"each, {found}",
         **ratios(times), "agreement": 1 - abs(miou["ours"] - miou["peer"]),
         "agreement_of": "less the difference of mIoU", "peak_mb_ours": None, "peak_mb_peer": None, "miou": miou,

@@ -4,7 +4,7 @@ From one tag classifier for each scene and seed every arm trains its own stack. 
 are scored by pixels of present classes, at the best cut and by ranking alone (`benchmarks.esol.scored`), and by the
 mean IoU of classes at one best cut; tags by how many of them the arm tells right without being given any. Precondition
 of section 8: tag accuracy of .95 in every arm and seed; below it a scene is VOID, the command fails and leaves no rows
-of that scene. Arms of `MORE` run on one scene alone, for their cost. Rows go to docs/results/dfs_scenes.jsonl from a
+of that scene. Arms of `MORE` run on one scene and seed, for their cost. Rows go to docs/results/dfs_scenes.jsonl from a
 clean tree.
 """
 
@@ -68,7 +68,7 @@ ARMS = {
     "smoothing of 2 cells": Arm(maps={"smooth": 2.0}),
 }
 EARLY = {"heads alone": Arm(joint=None)}  # before it is trained to the end, so by name alone (`--only`) and no row
-MORE_ON = "thin"
+MORE_ON = ("thin", 0)
 MORE = {
     "levels 2 to 5": Arm({"levels": (2, 3, 4, 5)}),
     "greedy levels": Arm({"select": "greedy"}),
@@ -139,7 +139,7 @@ def measured(preset: str, seed: int, cache: Path, wanted: str, at: str | None) -
     truth = prepared.val.truth
     val = truth.without_masks()
     rows, start = list[Row](), time.monotonic()
-    chosen = ARMS | (MORE if preset == MORE_ON else {}) | (EARLY if wanted else {})
+    chosen = ARMS | (MORE if (preset, seed) == MORE_ON else {}) | (EARLY if wanted else {})
     for arms in (cams(run, prepared, val, wanted), stacks(run, prepared, val, chosen, wanted)):
         for name, found, right, weights in arms:
             rows.append({"scene": preset, "seed": seed, "variant": name, "tag_accuracy": right,
