@@ -84,7 +84,7 @@ def test_set(text: str, value: object) -> None:
         ("net.flip=1", "expected bool"),
         ("net.lr=fast", "expected float"),
         ("net.lr=nan", "expected float"),
-        ("net.scales=1", r"expected tuple\[float, \.\.\.\]"),
+        ("net.scales=1,2", r"expected tuple\[float, \.\.\.\] .*in brackets: 'net.scales=\[1,2\]'"),
         ("net.pool=median", "expected typing.Literal"),
         ("net.epoch=3", r"setting 'net.epoch' is unknown; did you mean net.epochs"),
         ("epochs=3", "did you mean net.epochs"),

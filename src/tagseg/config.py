@@ -157,8 +157,10 @@ def _typed(cfg: Any, where: str, name: str, value: Any) -> Any:
         )
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
         kind_name = str(kind) if typing.get_args(kind) else kind.__name__
+        bare = typing.get_origin(kind) is tuple and isinstance(value, str) and not value.startswith("[")
         raise UsageError(
             f"{where}: {name} = {value!r}: expected {kind_name} ({str(error).splitlines()[-1].strip()[:160]})"
+            + (f"; a list is written in brackets: '{name}=[{value}]'" if bare else "")
         ) from error
 
 
