@@ -1,4 +1,4 @@
-"""A photo from pixels to a mask, all steps but training: maps at four scales, dense CRF, with a walk between or not.
+"""Photos from pixels to masks, all steps but training: maps at four scales, dense CRF, with a walk between or not.
 
 The peer takes the same steps as IRN does: fp32, one photo at a time, the walk on a dense matrix, pydensecrf2. Training
 costs both the same and is left out; so is the boundary network: both walk over the photo's gradient.
@@ -9,29 +9,47 @@ from __future__ import annotations
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from benchmarks import cam_speed, crf, walk
-from benchmarks.measure import CannotRun, compare
+from benchmarks.measure import CannotRun, compare, in_turn, write
 from benchmarks.photos import rgb
-from benchmarks.processes import Job
+from benchmarks.processes import Job, alone
 
-TAGGED, THRESHOLD = 3, 0.3
-LONG_SIDE = 240  # the peer's dense walk takes a minute here and would take six hours at 640 pixels
+THRESHOLD = 0.3
+SIDES = {False: 320, True: 240}  # the peer's dense walk takes a minute at 240 pixels and would take six hours at 640
+PHOTOS = {False: 8, True: 1}
 
 
-def ours(network: Any, file: str, tags: list[int], area: int, walking: bool) -> np.ndarray:
-    """Labels (H,W): the calls that the stages make, in the precision that they would choose."""
+class Given(NamedTuple):
+    """What both sides get: a trained classifier, its classes, photos, their tags, the area shown, walk or not."""
+
+    weights: str
+    classes: tuple[str, ...]
+    files: list[str]
+    tags: list[list[int]]
+    area: int
+    walking: bool
+
+
+def our_maps(network: Any, given: Given) -> list[np.ndarray]:
+    from tagseg.ops.scores import normalise
+    from tagseg.runs.setup import choose_precision
+
+    found = cam_speed.ours(network, given.files, given.area, choose_precision("auto", "cpu"))
+    return [normalise(maps[tags]) for maps, tags in zip(found, given.tags, strict=True)]
+
+
+def our_mask(file: str, maps: np.ndarray, walking: bool) -> np.ndarray:
+    """Labels (H,W): the calls that the stages make."""
     from tagseg.ops.affinity import chebyshev, damp, transition_from_boundary
     from tagseg.ops.crf import dense_crf
     from tagseg.ops.geometry import enlarge
     from tagseg.ops.scores import normalise, with_background
-    from tagseg.runs.setup import choose_precision
 
-    maps = normalise(cam_speed.ours(network, [file], area, choose_precision("auto", "cpu"))[0][tags])
     image = rgb(file)
     if walking:
         edges = walk.boundary_of(image, (maps.shape[1], maps.shape[2]))
@@ -40,7 +58,18 @@ def ours(network: Any, file: str, tags: list[int], area: int, walking: bool) -> 
     return dense_crf(image, with_background(scores, THRESHOLD)).argmax(0)
 
 
-def theirs(network: Any, file: str, tags: list[int], area: int, walking: bool) -> np.ndarray:
+def _shares(maps: Any) -> Any:
+    return maps.relu() / (maps.relu().amax((1, 2), keepdim=True) + 1e-5)
+
+
+def their_maps(network: Any, given: Given) -> list[Any]:
+    import torch
+
+    found = cam_speed.theirs(network, given.files, given.area)
+    return [_shares(torch.from_numpy(maps[tags])) for maps, tags in zip(found, given.tags, strict=True)]
+
+
+def their_mask(file: str, maps: Any, walking: bool) -> np.ndarray:
     import torch
     import torch.nn.functional as F
     from pydensecrf.densecrf import DenseCRF2D
@@ -48,14 +77,10 @@ def theirs(network: Any, file: str, tags: list[int], area: int, walking: bool) -
 
     from benchmarks.dense_walk import propagate
 
-    def shares(maps: torch.Tensor) -> torch.Tensor:
-        return maps.relu() / (maps.relu().amax((1, 2), keepdim=True) + 1e-5)
-
-    maps = shares(torch.from_numpy(cam_speed.theirs(network, [file], area)[0][tags]))
     image = np.array(rgb(file))
     if walking:
         edges = torch.from_numpy(walk.boundary_of(image, (maps.shape[1], maps.shape[2])))
-        maps = shares(propagate(maps, edges))
+        maps = _shares(propagate(maps, edges))
     large = F.interpolate(maps[None], image.shape[:2], mode="bilinear", align_corners=False)[0]
     scores = torch.cat([torch.full_like(large[:1], THRESHOLD), large])
     solver = DenseCRF2D(image.shape[1], image.shape[0], len(scores))
@@ -65,16 +90,37 @@ def theirs(network: Any, file: str, tags: list[int], area: int, walking: bool) -
     return np.array(solver.inference(10)).reshape(len(scores), *image.shape[:2]).argmax(0)
 
 
-def sides(weights: str, classes: tuple[str, ...], file: str, tags: list[int], area: int,
-          walking: bool) -> dict[str, Job]:
-    network = cam_speed.network_at(Path(weights), classes)
-    jobs: dict[str, Job] = {"ours": partial(ours, network, file, tags, area, walking),
-                            "peer": partial(theirs, network, file, tags, area, walking)}  # fmt: skip
+WAYS = {"ours": (our_maps, our_mask), "peer": (their_maps, their_mask)}
+
+
+def sides(*given: Any) -> dict[str, Job]:
+    to, network = Given(*given), cam_speed.network_at(Path(given[0]), given[1])
+
+    def whole(name: str) -> list[np.ndarray]:
+        maps, mask = WAYS[name]
+        return [mask(file, one, to.walking) for file, one in zip(to.files, maps(network, to), strict=True)]
+
+    jobs: dict[str, Job] = {name: partial(whole, name) for name in WAYS}
     return {**jobs, "warm": jobs["ours"]}  # compiles; the peer has nothing to compile, and one run takes a minute
 
 
-def agreement(a: np.ndarray, b: np.ndarray) -> float:
-    return float((a == b).mean())
+def parts(*given: Any) -> dict[str, dict[str, float]]:
+    """CPU milliseconds of a photo in each half of the work, both ways."""
+    to, network = Given(*given), cam_speed.network_at(Path(given[0]), given[1])
+    found = {}
+    for name, (maps, mask) in WAYS.items():
+        seen = maps(network, to)
+        found[name] = in_turn({
+            "maps": partial(maps, network, to),
+            "CRF": lambda mask=mask, seen=seen: [
+                mask(f, one, to.walking) for f, one in zip(to.files, seen, strict=True)],
+        }, 3)  # fmt: skip
+    return {name: {part: time["cpu_ms"]["median"] / len(to.files) for part, time in times.items()}
+            for name, times in found.items()}
+
+
+def agreement(a: list[np.ndarray], b: list[np.ndarray]) -> float:
+    return float(np.mean([(x == y).mean() for x, y in zip(a, b, strict=True)]))
 
 
 def main() -> None:
@@ -84,21 +130,32 @@ def main() -> None:
     if known is None:
         return
     with tempfile.TemporaryDirectory() as folder:
-        tags = [np.flatnonzero(known.truth.tagged.tags_of(sample)).tolist() for sample in known.truth.ids]
-        first = next(k for k, found in enumerate(tags) if len(found) == TAGGED)
-        file = str(Path(folder) / "photo.png")
-        photo = Image.fromarray(rgb(known.files[first]))
-        photo.thumbnail((LONG_SIDE, LONG_SIDE))
-        photo.save(file)
-        height, width = rgb(file).shape[:2]
-        for job, walking, rounds in (("whole-no-walk", False, 5), ("whole", True, 1)):
+        for job, walking, rounds in (("whole-no-walk", False, 3), ("whole", True, 1)):
+            given = photos(known, Path(folder), walking)
             way = "walk on 1/4 of its sides, " if walking else ""
+            setting = (f"{cam_speed.NET} trained on {cam_speed.DATA}, {len(given.files)} of its val photos, "
+                       f"{SIDES[walking]} pixels long, with their tags, 4 scales and mirror, {way}CRF, training not "
+                       f"counted; ours {known.precision}")  # fmt: skip
             compare(job, peer=f"the same steps as IRN: fp32 loop, {'dense walk, ' if walking else ''}pydensecrf2",
-                    build=sides, rounds=rounds, agree=agreement, agreement_of="labels",
-                    args=(str(known.weights), known.truth.classes, file, tags[first], round((height * width) ** 0.5),
-                          walking),
-                    setting=f"{cam_speed.NET} trained on {cam_speed.DATA}, a photo of {width}x{height} with {TAGGED} "
-                    f"tags, 4 scales and mirror, {way}CRF, training not counted; ours {known.precision}")  # fmt: skip
+                    build=sides, rounds=rounds, agree=agreement, agreement_of="labels", args=tuple(given),
+                    setting=setting)  # fmt: skip
+            if not walking:
+                halves = {name: {"cpu_ms": times} for name, times in alone(parts, *given).items()}
+                write("whole-phases", {"setting": f"{setting}; each photo", "phases": halves})
+
+
+def photos(known: cam_speed.Learned, folder: Path, walking: bool) -> Given:
+    """The first photos with several tags, made smaller."""
+    tags = [np.flatnonzero(known.truth.tagged.tags_of(sample)).tolist() for sample in known.truth.ids]
+    chosen, files = [k for k, found in enumerate(tags) if len(found) > 1][: PHOTOS[walking]], []
+    for k in chosen:
+        photo = Image.fromarray(rgb(known.files[k]))
+        photo.thumbnail((SIDES[walking], SIDES[walking]))
+        files.append(str(folder / f"{SIDES[walking]}_{k}.png"))
+        photo.save(files[-1])
+    height, width = rgb(files[0]).shape[:2]
+    return Given(str(known.weights), known.truth.classes, files, [tags[k] for k in chosen],
+                 round((height * width) ** 0.5), walking)
 
 
 if __name__ == "__main__":
