@@ -136,9 +136,9 @@ def speed(net: str, job: str, *, area: int | None = None, images: int = IMAGES) 
 
 @dataclass(frozen=True)
 class Learned:
-    """A tag classifier that has learned: where its weights lie, the val images, files beside them, the precision."""
+    """A tag classifier that has learned (an artifact of weights), the val images, files beside them, the precision."""
 
-    weights: Path
+    weights: Any
     truth: Any
     files: list[str]
     precision: str
@@ -165,14 +165,13 @@ def learned(*jobs: str) -> Learned | None:
     inputs, truth = prepared.inputs, prepared.val.truth
     classifier = classify.train(Run(cache, workers=2), inputs.tagged, inputs.pretrained, prepared.cfg.classifier)
     files = [str(next(place.glob(f"images/{i}.*"))) for i in truth.ids]
-    return Learned(classifier.path, truth, files, prepared.precision)
+    return Learned(classifier, truth, files, prepared.precision)
 
 
-def network_at(weights: Path, classes: tuple[str, ...]) -> Any:
-    from tagseg.artifacts import Weights
+def network_of(weights: Any, classes: tuple[str, ...]) -> Any:
     from tagseg.localize import cam, classify
 
-    return cam.network_of(classify.load(Weights(weights), classes))
+    return cam.network_of(classify.load(weights, classes))
 
 
 def trained() -> None:
@@ -182,7 +181,7 @@ def trained() -> None:
     known = learned("cam-trained")
     if known is None:
         return
-    network, seen = network_at(known.weights, known.truth.classes), dict[str, list[np.ndarray]]()
+    network, seen = network_of(known.weights, known.truth.classes), dict[str, list[np.ndarray]]()
     ways = {"ours": partial(ours, network, known.files, AREA, known.precision),
             "peer": partial(theirs, network, known.files, AREA)}  # fmt: skip
     torch.set_num_threads(1)

@@ -21,25 +21,26 @@ from benchmarks.processes import Job, alone
 
 THRESHOLD = 0.3
 SIDES = {False: 320, True: 240}  # the peer's dense walk takes a minute at 240 pixels and would take six hours at 640
-PHOTOS = {False: 8, True: 1}
+PHOTOS = {False: 40, True: 1}
 
 
 class Given(NamedTuple):
-    """What both sides get: a trained classifier, its classes, photos, their tags, the area shown, walk or not."""
+    """What both sides get: a trained classifier, its classes, photos, their tags, the area shown, walk or not, and in
+    which precision ours sees them."""
 
-    weights: str
+    weights: Any
     classes: tuple[str, ...]
     files: list[str]
     tags: list[list[int]]
     area: int
     walking: bool
+    precision: str
 
 
 def our_maps(network: Any, given: Given) -> list[np.ndarray]:
     from tagseg.ops.scores import normalise
-    from tagseg.runs.setup import choose_precision
 
-    found = cam_speed.ours(network, given.files, given.area, choose_precision("auto", "cpu"))
+    found = cam_speed.ours(network, given.files, given.area, given.precision)
     return [normalise(maps[tags]) for maps, tags in zip(found, given.tags, strict=True)]
 
 
@@ -94,32 +95,33 @@ WAYS = {"ours": (our_maps, our_mask), "peer": (their_maps, their_mask)}
 
 
 def sides(*given: Any) -> dict[str, Job]:
-    to, network = Given(*given), cam_speed.network_at(Path(given[0]), given[1])
+    asked, network = Given(*given), cam_speed.network_of(given[0], given[1])
 
-    def whole(name: str) -> list[np.ndarray]:
+    def whole(name: str, asked: Given = asked) -> list[np.ndarray]:
         maps, mask = WAYS[name]
-        return [mask(file, one, to.walking) for file, one in zip(to.files, maps(network, to), strict=True)]
+        return [mask(file, one, asked.walking) for file, one in zip(asked.files, maps(network, asked), strict=True)]
 
     jobs: dict[str, Job] = {name: partial(whole, name) for name in WAYS}
-    return {**jobs, "warm": jobs["ours"]}  # compiles; the peer has nothing to compile, and one run takes a minute
+    one = asked._replace(files=asked.files[:1], tags=asked.tags[:1])
+    return {**jobs, "warm": partial(whole, "ours", one)}  # compiles; the peer has nothing to compile
 
 
 def parts(*given: Any) -> dict[str, dict[str, float]]:
     """CPU milliseconds of a photo in each half of the work, both ways."""
-    to, network = Given(*given), cam_speed.network_at(Path(given[0]), given[1])
+    asked, network = Given(*given), cam_speed.network_of(given[0], given[1])
     found = {}
     for name, (maps, mask) in WAYS.items():
-        seen = maps(network, to)
+        seen = maps(network, asked)
         found[name] = in_turn({
-            "maps": partial(maps, network, to),
+            "maps": partial(maps, network, asked),
             "CRF": lambda mask=mask, seen=seen: [
-                mask(f, one, to.walking) for f, one in zip(to.files, seen, strict=True)],
-        }, 3)  # fmt: skip
-    return {name: {part: time["cpu_ms"]["median"] / len(to.files) for part, time in times.items()}
+                mask(f, one, asked.walking) for f, one in zip(asked.files, seen, strict=True)],
+        }, 1)  # fmt: skip
+    return {name: {part: time["cpu_ms"]["median"] / len(asked.files) for part, time in times.items()}
             for name, times in found.items()}
 
 
-def agreement(a: list[np.ndarray], b: list[np.ndarray]) -> float:
+def same_labels(a: list[np.ndarray], b: list[np.ndarray]) -> float:
     return float(np.mean([(x == y).mean() for x, y in zip(a, b, strict=True)]))
 
 
@@ -130,32 +132,60 @@ def main() -> None:
     if known is None:
         return
     with tempfile.TemporaryDirectory() as folder:
-        for job, walking, rounds in (("whole-no-walk", False, 3), ("whole", True, 1)):
-            given = photos(known, Path(folder), walking)
-            way = "walk on 1/4 of its sides, " if walking else ""
-            setting = (f"{cam_speed.NET} trained on {cam_speed.DATA}, {len(given.files)} of its val photos, "
-                       f"{SIDES[walking]} pixels long, with their tags, 4 scales and mirror, {way}CRF, training not "
-                       f"counted; ours {known.precision}")  # fmt: skip
-            compare(job, peer=f"the same steps as IRN: fp32 loop, {'dense walk, ' if walking else ''}pydensecrf2",
-                    build=sides, rounds=rounds, agree=agreement, agreement_of="labels", args=tuple(given),
-                    setting=setting)  # fmt: skip
-            if not walking:
-                halves = {name: {"cpu_ms": times} for name, times in alone(parts, *given).items()}
-                write("whole-phases", {"setting": f"{setting}; each photo", "phases": halves})
+        chosen, given = photos(known, Path(folder), walking=False)
+        note: dict[str, Any] = {"labels": None, "miou": None}  # filled when the two results are compared
+        setting = described(given)
+        compare("whole-no-walk", peer="the same steps as IRN: fp32 loop, pydensecrf2", build=sides, args=tuple(given),
+                rounds=1, agree=partial(same_quality, note, known.truth, chosen, given),
+                agreement_of="less the difference of mIoU", setting=setting, more=note)
+        halves = {name: {"cpu_ms": times} for name, times in alone(parts, *given).items()}
+        write("whole-phases", {"setting": f"{setting}; each photo", "phases": halves})
+        _, given = photos(known, Path(folder), walking=True)
+        compare("whole", peer="the same steps as IRN: fp32 loop, dense walk, pydensecrf2", build=sides, rounds=1,
+                args=tuple(given), agree=same_labels, agreement_of="labels", setting=described(given))
 
 
-def photos(known: cam_speed.Learned, folder: Path, walking: bool) -> Given:
-    """The first photos with several tags, made smaller."""
-    tags = [np.flatnonzero(known.truth.tagged.tags_of(sample)).tolist() for sample in known.truth.ids]
-    chosen, files = [k for k, found in enumerate(tags) if len(found) > 1][: PHOTOS[walking]], []
-    for k in chosen:
-        photo = Image.fromarray(rgb(known.files[k]))
+def photos(known: cam_speed.Learned, folder: Path, walking: bool) -> tuple[list[str], Given]:
+    """Ids of the first photos with several tags, and what is given of them, made smaller.
+
+    With the walk ours works in fp32, too, so that every label can be compared; without it as a run would.
+    """
+    several = [(sample, file, np.flatnonzero(known.truth.tagged.tags_of(sample)).tolist())
+               for sample, file in zip(known.truth.ids, known.files, strict=True)]
+    several, files = [one for one in several if len(one[2]) > 1][: PHOTOS[walking]], []
+    for sample, file, _ in several:
+        photo = Image.fromarray(rgb(file))
         photo.thumbnail((SIDES[walking], SIDES[walking]))
-        files.append(str(folder / f"{SIDES[walking]}_{k}.png"))
+        files.append(str(folder / f"{SIDES[walking]}_{sample}.png"))
         photo.save(files[-1])
     height, width = rgb(files[0]).shape[:2]
-    return Given(str(known.weights), known.truth.classes, files, [tags[k] for k in chosen],
-                 round((height * width) ** 0.5), walking)
+    return [sample for sample, _, _ in several], Given(
+        known.weights, known.truth.classes, files, [tags for _, _, tags in several], round((height * width) ** 0.5),
+        walking, "fp32" if walking else known.precision)  # fmt: skip
+
+
+def described(given: Given) -> str:
+    way = "walk on 1/4 of its sides, " if given.walking else ""
+    return (f"{cam_speed.NET} trained on {cam_speed.DATA}, {len(given.files)} of its val photos, "
+            f"{SIDES[given.walking]} pixels long, with their tags, 4 scales and mirror, {way}CRF, training not "
+            f"counted; ours {given.precision}")  # fmt: skip
+
+
+def same_quality(note: dict[str, Any], truth: Any, chosen: list[str], given: Given, a: list[np.ndarray],
+                 b: list[np.ndarray]) -> float:
+    """1 less the difference of both sides' mIoU; that and the share of equal labels go to `note`."""
+    from tagseg.ops.confusion import confusion, summary
+
+    def miou(masks: list[np.ndarray]) -> float:
+        counts = 0
+        for sample, tags, mask in zip(chosen, given.tags, masks, strict=True):
+            small = Image.fromarray(truth.mask(sample)).resize(mask.shape[::-1], Image.Resampling.NEAREST)
+            counts = counts + confusion(np.asarray(small), np.array([0, *(t + 1 for t in tags)], np.uint8)[mask],
+                                        len(truth.classes))
+        return summary(counts, truth.classes).miou
+
+    note["labels"], note["miou"] = same_labels(a, b), {"ours": miou(a), "peer": miou(b)}
+    return 1 - abs(note["miou"]["ours"] - note["miou"]["peer"])
 
 
 if __name__ == "__main__":
