@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from stacks import image, net
+from tagseg.localize import stack_maps
 from tagseg.localize.stack_net import Stack, StackNet, chosen, pooled
 from tagseg.nets.backbones import build
 from tagseg.nets.deconvnet import columns_of
@@ -46,6 +47,37 @@ def test_dfs_s7_08_without_a_signal_the_maps_are_the_bias() -> None:
         model.bias.copy_(torch.tensor([0.5, -1.0, 2.0]))
         zeros = [torch.zeros(1, g.channels, 8, 8) for g in model.mirror.grids]
     assert torch.equal(model.maps(zeros), model.bias.view(1, 3, 1, 1).expand(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("norm", ["bn", "l2", "none"])
+def test_what_an_empty_cell_says(norm: Any) -> None:
+    model = net(norm=norm, levels=(2, 4)).eval()
+    with torch.no_grad():
+        for parameter in model.new():
+            parameter.add_(torch.randn_like(parameter))
+        zeros = [torch.zeros(1, g.channels, 8, 8) for g in model.mirror.grids]
+        whole, shares = model.empty(), [model.empty(b) for b in (2, 4)]
+        torch.testing.assert_close(model.maps(zeros), whole.view(1, 3, 1, 1).expand(1, 3, 8, 8))
+    torch.testing.assert_close(sum(shares) + model.bias, whole)
+    assert any(share.any() for share in shares) == (norm == "bn")
+
+
+def test_maps_count_from_what_an_empty_cell_says() -> None:
+    model = net(norm="bn").eval()
+    with torch.no_grad():
+        model.bias.copy_(torch.tensor([5.0, 0.0, -5.0]))  # most images have the first class
+    read = stack_maps.network_of(model, stack_maps.StackMaps(smooth=0.0)).read
+    raw = model.empty().detach().view(1, 3, 1, 1).expand(1, 3, 8, 8).clone()
+    raw[:, :, 2:4, 2:4] += 1  # something that speaks for all three
+    side = 8 * model.tap.stride
+    first, second, third = read(raw, (side, side), (8, 8))[0, :3]
+    assert first[6, 6] == 0
+    assert first[2, 2] > 0
+    torch.testing.assert_close(first, second)
+    torch.testing.assert_close(first, third)
+    plain = stack_maps.network_of(model, stack_maps.StackMaps(smooth=0.0, zero="score")).read(raw, (side, side), (8, 8))
+    assert (plain[0, 0] > 0).all()
+    assert (plain[0, 2] == 0).all()
 
 
 @pytest.mark.parametrize("source", ["mirror", "encoder"])

@@ -102,6 +102,7 @@ WITHOUT = {
     "no auxiliary branch": ("joint.aux=none",),
     "no joint stage": ("joint_stage=false",),
     "no smoothing": ("maps.smooth=0",),
+    "no empty cell": ("maps.zero=score",),
 }
 
 

@@ -28,12 +28,15 @@ class StackMaps:
     """`smooth`: standard deviation, in cells of the finest level, of a Gaussian over the maps: unpooled maps are
     sparse. `grid`: maps are stored at 1/grid of the image's sides. `always`: whether an image whose tags are not known
     gets its likeliest class where no class is likely: "usual", unless there were images without any tag to learn from.
+    `zero`: what a map counts from: "empty", what a cell says where nothing came down the mirror (a class that most
+    images have is likely there, too), or "score", that class and no class are as likely.
     """
 
     views: Views = field(default_factory=lambda: Views(size=384))
     smooth: float = 0.5
     grid: int = 2
     always: Literal["usual", "yes", "no"] = "usual"
+    zero: Literal["empty", "score"] = "empty"
     device: str = "auto"
     precision: str = "auto"
 
@@ -43,18 +46,18 @@ class StackMaps:
     }
 
 
-@stage(MapSet, version=1)
+@stage(MapSet, version=2)
 def maps(work: Work, tagged: TaggedSet, stack: Weights, cfg: StackMaps) -> None:
     """Maps of the tagged classes of every image: summed over views, then divided by their maximum."""
     present = dict(zip(tagged.ids, tagged.tags, strict=True))
-    _write(work, tagged, network_of(load(stack, tagged.classes), cfg.smooth), cfg, lambda sample, _: present[sample])
+    _write(work, tagged, network_of(load(stack, tagged.classes), cfg), cfg, lambda sample, _: present[sample])
 
 
-@stage(MapSet, version=1)
+@stage(MapSet, version=2)
 def predicted(work: Work, images: TaggedSet, model: Weights, cfg: StackMaps) -> None:
     """The same of images whose tags are not known: of the classes whose score is above 0."""
     forced = cfg.always == "yes" or (cfg.always == "usual" and not model.meta["negatives"])
-    network = network_of(load(model, tuple(model.meta["classes"])), cfg.smooth)
+    network = network_of(load(model, tuple(model.meta["classes"])), cfg)
     _write(work, images, network, cfg, lambda sample, logits: likely(logits, forced))
 
 
@@ -100,15 +103,16 @@ def level_of(cfg: StackMaps, level: int) -> Level:
     return Level(**{f.name: getattr(cfg, f.name) for f in fields(StackMaps)}, level=level)
 
 
-@stage(MapSet, version=1)
+@stage(MapSet, version=2)
 def level(work: Work, tagged: TaggedSet, stack: Weights, cfg: Level) -> None:
     """What one level adds to the maps of the tagged classes, its positive part divided by its maximum: for pictures."""
     present = dict(zip(tagged.ids, tagged.tags, strict=True))
     model = load(stack, tagged.classes)
-    tap = model.grids[cfg.level - 1]
+    tap, zero = model.grids[cfg.level - 1], zero_of(model.empty(cfg.level), cfg)
 
     def read(raw: Tensor, in_size: Size, out_size: Size) -> Tensor:
-        return resample(raw.float().relu(), stride=tap.stride, offset=tap.offset, in_size=in_size, out_size=out_size)
+        found = raw.float() - zero.to(raw.device)
+        return resample(found.relu(), stride=tap.stride, offset=tap.offset, in_size=in_size, out_size=out_size)
 
     network = Network(LevelOnly(model, cfg.level), model.backbone.preprocess, read, model.classes,
                       model.backbone.min_size, rewrite=False)  # fmt: skip
@@ -139,19 +143,28 @@ class MapsOnly(nn.Module):
         return found
 
 
-def network_of(model: StackNet, sigma: float) -> Network:
+def network_of(model: StackNet, cfg: StackMaps) -> Network:
     """A stack read as raw class maps (smoothed, positive part, brought to the wanted size), then the image's scores,
     each as a flat map.
     """
 
+    zero = zero_of(model.empty(), cfg)
+
     def read(raw: Tensor, in_size: Size, out_size: Size) -> Tensor:
-        positive = resample(blurred(raw.float(), sigma).relu(), stride=model.tap.stride, offset=model.tap.offset,
+        found = blurred(raw.float(), cfg.smooth) - zero.to(raw.device)
+        positive = resample(found.relu(), stride=model.tap.stride, offset=model.tap.offset,
                             in_size=in_size, out_size=out_size)  # fmt: skip
         scores = pooled(raw.float(), model.cfg)[:, :, None, None].expand(-1, -1, *out_size)
         return torch.cat([positive, scores], 1)
 
     return Network(MapsOnly(model), model.backbone.preprocess, read, 2 * model.classes, model.backbone.min_size,
                    rewrite=False)
+
+
+def zero_of(empty: Tensor, cfg: StackMaps) -> Tensor:
+    """What maps count from, (1,C,1,1), where `empty` (C,) is what a cell says to which nothing came down."""
+    zero = empty.detach().float().view(1, -1, 1, 1)
+    return zero if cfg.zero == "empty" else torch.zeros_like(zero)
 
 
 def blurred(maps: Tensor, sigma: float) -> Tensor:

@@ -119,6 +119,14 @@ class StackNet(nn.Module):
             total = total + align(part, self.grids[b - 1], self.tap, size)
         return total + self.bias.view(1, -1, 1, 1)  # dfs Eq. 8
 
+    def empty(self, level: int | None = None) -> Tensor:
+        """What a cell says of each class (C,) where nothing came down: the offsets of norms, and the bias; or the share
+        of one level in it.
+        """
+        none = {b: self.heads[b - 1].new_zeros(1, self.grids[b - 1].channels, 1, 1) for b in self.levels}
+        said = {b: self.part(zeros, b)[0, :, 0, 0] for b, zeros in none.items()}
+        return said[level] if level else torch.stack(list(said.values())).sum(0) + self.bias
+
     def part(self, level: Tensor, b: int) -> Tensor:
         """What level b (from 1) adds to each class map, on its own grid."""
         if self.cfg.norm == "l2":
