@@ -20,7 +20,7 @@ from tagseg.inference import Network, Seen, Views, count, net_shape, predict, re
 from tagseg.localize.cam import network_of
 from tagseg.localize.classify import TagNet
 from tagseg.nets.backbones import build
-from tagseg.nets.folding import folded
+from tagseg.nets.folding import ConvAct, folded
 from tagseg.store import Run, Work
 from tagseg.types import I64, U8
 
@@ -216,9 +216,13 @@ def test_bf16_weights_are_those_that_autocast_would_make(network: Network) -> No
         memory_format=torch.channels_last)
     plain = folded(network.module, x).to(memory_format=torch.channels_last)
     rounded = inference._rewritten(network, "cpu", "bf16")
-    assert {p.weight.dtype for p in rounded.modules() if isinstance(p, nn.Conv2d)} == {torch.bfloat16}
+    kinds = nn.Conv2d | ConvAct
+    pairs = zip((p for p in rounded.modules() if isinstance(p, kinds)),
+                (p for p in plain.modules() if isinstance(p, kinds)), strict=True)  # fmt: skip
+    assert all(torch.equal(a.weight, b.weight.bfloat16()) for a, b in pairs)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(rounded(x), plain(x))
+        one, two = rounded(x).float(), plain(x).float()
+    assert (one - two).abs().max() < 0.03 * two.abs().max()  # a fused activation rounds once, not twice
 
 
 @dataclass(frozen=True)

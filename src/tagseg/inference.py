@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from tagseg.data.index import ImageSource
 from tagseg.nets.backbones import Preprocess
-from tagseg.nets.folding import folded, fused
+from tagseg.nets.folding import ConvAct, folded, fused
 from tagseg.store import Work
 from tagseg.training.loop import precision as autocast
 from tagseg.training.memory import keep_freed
@@ -230,11 +230,11 @@ def _rewritten(network: Network, device: str, precision: str) -> nn.Module:
     if not network.rewrite:
         return copy.deepcopy(network.module).to(device)
     module = folded(copy.deepcopy(network.module).cpu(), example)
+    if device == "cpu":
+        module = fused(module, example, torch.bfloat16 if precision == "bf16" else torch.float32)
     if precision == "bf16":
-        for conv in (part for part in module.modules() if isinstance(part, nn.Conv2d)):
+        for conv in (part for part in module.modules() if isinstance(part, nn.Conv2d | ConvAct)):
             conv.bfloat16()  # once, not in each pass: autocast would round these weights in the same way
-    elif device == "cpu":
-        module = fused(module, example)
     return module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

@@ -242,7 +242,7 @@ def test_the_module_handed_in_is_not_changed(rewrite: Callable[[nn.Module, Tenso
 
 def test_without_the_kernel_the_network_is_a_plain_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()).eval()
-    monkeypatch.setattr(folding, "_kernel_works", lambda: False)
+    monkeypatch.setattr(folding, "_kernel_works", lambda dtype: False)
     made = fused(net, picture(1, 8, 8))
     assert made is not net
     assert count(made, ConvAct) == 0

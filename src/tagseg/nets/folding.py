@@ -38,14 +38,14 @@ def folded(module: nn.Module, example: Float[Tensor, "n d h w"]) -> nn.Module:
     return copied if _same(copied, example, outputs) else _copy(module)
 
 
-def fused(module: nn.Module, example: Float[Tensor, "n d h w"]) -> nn.Module:
+def fused(module: nn.Module, example: Float[Tensor, "n d h w"], dtype: torch.dtype = torch.float32) -> nn.Module:
     """A copy in eval mode in which ReLU and ReLU6 are computed by the convolution before them, in one pass over memory.
 
-    For float32 on a CPU with oneDNN; elsewhere, and under autocast, it is not for use. Where this torch has no such
-    kernel, the copy is a plain one.
+    For a CPU with oneDNN; elsewhere it is not for use. `dtype`: what the copy will be brought to; where this torch and
+    this CPU have no such kernel for it, the copy is a plain one. Autocast does not bring these convolutions anywhere.
     """
     copied = _copy(module)
-    if not _kernel_works():
+    if not _kernel_works(dtype):
         return copied
     pairs, outputs = _trial(copied, example, lambda part: type(part) in ACTIVATIONS)
     for conv, activation in pairs:
@@ -62,7 +62,7 @@ ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {  # oneDNN's name
 
 
 class ConvAct(nn.Module):
-    """A convolution and its activation in one oneDNN kernel, float32 on a CPU, for inference alone."""
+    """A convolution and its activation in one oneDNN kernel, on a CPU, in its weights' precision, for inference."""
 
     def __init__(self, conv: nn.Conv2d, activation: nn.Module) -> None:
         super().__init__()
@@ -73,19 +73,22 @@ class ConvAct(nn.Module):
     def forward(self, x: Float[Tensor, "n d h w"]) -> Float[Tensor, "n e h2 w2"]:
         """Convolve, then activate."""
         kernel = torch.ops.mkldnn._convolution_pointwise  # what torch.compile calls on a CPU; `_kernel_works` tries it
-        done: Tensor = kernel(x, self.weight, self.bias, *self.geometry, self.kind, self.arguments, "")
+        rounded = x.to(self.weight.dtype)
+        done: Tensor = kernel(rounded, self.weight, self.bias, *self.geometry, self.kind, self.arguments, "")
         return done
 
 
 @cache
-def _kernel_works() -> bool:
-    """Whether this torch has oneDNN's fused convolution in the form that is known here."""
+def _kernel_works(dtype: torch.dtype = torch.float32) -> bool:
+    """Whether this torch has oneDNN's fused convolution in the form that is known here, for this CPU."""
     if not torch.backends.mkldnn.is_available():
         return False
-    conv, x = nn.Conv2d(2, 2, 3), torch.arange(-36.0, 36).view(1, 2, 6, 6)
+    conv, x = nn.Conv2d(2, 2, 3), torch.arange(-36.0, 36).view(1, 2, 6, 6) / 36
     try:
         with torch.no_grad():
-            return torch.allclose(ConvAct(conv, nn.ReLU6())(x), F.relu6(conv(x)), atol=1e-5)
+            wanted = F.relu6(conv(x))
+            found = ConvAct(conv.to(dtype), nn.ReLU6())(x).float()
+            return torch.allclose(found, wanted, atol=16 * torch.finfo(dtype).eps)
     except (AttributeError, RuntimeError, TypeError):  # an internal name of torch: it may move
         return False
 
