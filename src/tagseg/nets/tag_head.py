@@ -31,7 +31,8 @@ class TagHead(nn.Module):
 
     def only(self, classes: Int64[np.ndarray, " k"]) -> TagHead:
         """A head of these classes alone, in this order, with the weights of this one; of the first, where none is asked
-        for: no convolution has no output."""
+        for: no convolution has no output.
+        """
         kept = torch.from_numpy(classes if len(classes) else np.zeros(1, np.int64))
         head = TagHead(self.weight.shape[1], len(kept))
         head.load_state_dict({"weight": self.weight.detach()[kept], "bias": self.bias.detach()[kept]})
