@@ -240,7 +240,7 @@ def posteriors(found: list[dict[str, Any]]) -> str:
 def _mean(values: list[float], spread: bool) -> str:
     mean = sum(values) / len(values)
     sd = (sum((v - mean) ** 2 for v in values) / max(len(values) - 1, 1)) ** 0.5
-    return f"{mean:.3f}" + (f" ± {sd:.3f}" if spread else "")
+    return f"{mean:.3f}" + (f" ± {sd:.3f}" if spread and len(values) > 1 else "")
 
 
 def _percent(entry: dict[str, Any] | None) -> str:
