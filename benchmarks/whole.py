@@ -26,7 +26,8 @@ PHOTOS = {False: 40, True: 1}
 
 class Given(NamedTuple):
     """What both sides get: a trained classifier, its classes, photos, their tags, the area shown, walk or not, and in
-    which precision ours sees them."""
+    which precision ours sees them.
+    """
 
     weights: Any
     classes: tuple[str, ...]
@@ -133,11 +134,11 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         chosen, given = photos(known, Path(folder), walking=False)
-        note: dict[str, Any] = {"labels": None, "miou": None}  # filled when the two results are compared
+        note: dict[str, Any] = {"miou": None}  # filled when the two results are compared
         setting = described(given)
         compare("whole-no-walk", peer="the same steps as IRN: fp32 loop, pydensecrf2", build=sides, args=tuple(given),
-                rounds=1, agree=partial(same_quality, note, known.truth, chosen, given),
-                agreement_of="less the difference of mIoU", setting=setting, more=note)
+                rounds=1, agree=partial(labels_and_quality, note, known.truth, chosen, given),
+                agreement_of="labels", setting=setting, more=note)
         halves = {name: {"cpu_ms": times} for name, times in alone(parts, *given).items()}
         write("whole-phases", {"setting": f"{setting}; each photo", "phases": halves})
         _, given = photos(known, Path(folder), walking=True)
@@ -171,9 +172,9 @@ def described(given: Given) -> str:
             f"counted; ours {given.precision}")  # fmt: skip
 
 
-def same_quality(note: dict[str, Any], truth: Any, chosen: list[str], given: Given, a: list[np.ndarray],
-                 b: list[np.ndarray]) -> float:
-    """1 less the difference of both sides' mIoU; that and the share of equal labels go to `note`."""
+def labels_and_quality(note: dict[str, Any], truth: Any, chosen: list[str], given: Given, a: list[np.ndarray],
+                       b: list[np.ndarray]) -> float:
+    """The share of equal labels; both sides' mIoU goes to `note`."""
     from tagseg.ops.confusion import confusion, summary
 
     def miou(masks: list[np.ndarray]) -> float:
@@ -184,8 +185,8 @@ def same_quality(note: dict[str, Any], truth: Any, chosen: list[str], given: Giv
                                         len(truth.classes))
         return summary(counts, truth.classes).miou
 
-    note["labels"], note["miou"] = same_labels(a, b), {"ours": miou(a), "peer": miou(b)}
-    return 1 - abs(note["miou"]["ours"] - note["miou"]["peer"])
+    note["miou"] = {"ours": miou(a), "peer": miou(b)}
+    return same_labels(a, b)
 
 
 if __name__ == "__main__":
