@@ -37,7 +37,7 @@ class Cam:
     }
 
 
-@stage(MapSet, version=3)
+@stage(MapSet, version=4)
 def maps(work: Work, tagged: TaggedSet, classifier: Weights, cfg: Cam) -> None:
     """Maps of the tagged classes of every image: summed over views, then divided by their maximum."""
     model, there = load(classifier, tagged.classes), np.flatnonzero(tagged.tags.any(0))  # of C classes, those in use

@@ -78,7 +78,7 @@ def minmax(maps: Tensor) -> Tensor:
     return torch.where(high > low, (maps - low) / torch.where(high > low, high - low, 1.0), 0.0)
 
 
-@stage(MapSet, version=1)
+@stage(MapSet, version=2)
 def maps(work: Work, images: Images, pretrained: Pretrained, cfg: Foreground) -> None:
     """The foreground of every image as a map of one class, "object"."""
     if len(cfg.taps) < 1:

@@ -47,7 +47,7 @@ class Pair(NamedTuple):
     negative: str
 
 
-@stage(Scores, version=1)
+@stage(Scores, version=2)
 def auto(work: Work, tagged: TaggedSet, classifier: Weights, maps: MapSet, cfg: OperatingPoint) -> None:
     """Choose one threshold for all classes; the record says by which rule, on what, and why."""
     chosen, left_out = pairs(tagged, cfg)

@@ -10,7 +10,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -41,18 +41,28 @@ def folded(module: nn.Module, example: Float[Tensor, "n d h w"]) -> nn.Module:
 def fused(module: nn.Module, example: Float[Tensor, "n d h w"], dtype: torch.dtype = torch.float32) -> nn.Module:
     """A copy in eval mode in which ReLU and ReLU6 are computed by the convolution before them, in one pass over memory.
 
-    For a CPU with oneDNN; elsewhere it is not for use. `dtype`: what the copy will be brought to; where this torch and
-    this CPU have no such kernel for it, the copy is a plain one. Autocast does not bring these convolutions anywhere.
+    For a CPU with oneDNN; elsewhere it is not for use. `dtype`: what the copy will be brought to; where
+    this torch and this CPU have no such kernel for it, the copy is a plain one. Below float32 convolutions without an
+    activation go through that kernel, too, as it takes a bias in float32. Autocast does not bring them anywhere.
     """
     copied = _copy(module)
     if not _kernel_works(dtype):
         return copied
     pairs, outputs = _trial(copied, example, lambda part: type(part) in ACTIVATIONS)
     for conv, activation in pairs:
-        if type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str):
+        if _plain(conv):
             _replace(copied, conv, ConvAct(conv, activation))
             _replace(copied, activation, nn.Identity())
+    if dtype is not torch.float32:
+        for part in list(copied.modules()):
+            if _plain(part):
+                _replace(copied, part, ConvAct(part))
     return copied if _same(copied, example, outputs) else _copy(module)
+
+
+def _plain(part: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether it is a convolution of the kind that oneDNN's kernel takes."""
+    return type(part) is nn.Conv2d and part.padding_mode == "zeros" and not isinstance(part.padding, str)
 
 
 ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {  # oneDNN's name and arguments
@@ -62,13 +72,16 @@ ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {  # oneDNN's name
 
 
 class ConvAct(nn.Module):
-    """A convolution and its activation in one oneDNN kernel, on a CPU, in its weights' precision, for inference."""
+    """A convolution and its activation in one oneDNN kernel, on a CPU, in its weights' precision, for inference.
 
-    def __init__(self, conv: nn.Conv2d, activation: nn.Module) -> None:
+    The bias may stay in float32.
+    """
+
+    def __init__(self, conv: nn.Conv2d, activation: nn.Module | None = None) -> None:
         super().__init__()
         self.weight, self.bias = conv.weight, conv.bias
         self.geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
-        self.kind, self.arguments = ACTIVATIONS[type(activation)]
+        self.kind, self.arguments = ACTIVATIONS[type(activation)] if activation else ("none", [])
 
     def forward(self, x: Float[Tensor, "n d h w"]) -> Float[Tensor, "n e h2 w2"]:
         """Convolve, then activate."""
@@ -86,9 +99,10 @@ def _kernel_works(dtype: torch.dtype = torch.float32) -> bool:
     conv, x = nn.Conv2d(2, 2, 3), torch.arange(-36.0, 36).view(1, 2, 6, 6) / 36
     try:
         with torch.no_grad():
+            tried = ConvAct(conv, nn.ReLU6())
             wanted = F.relu6(conv(x))
-            found = ConvAct(conv.to(dtype), nn.ReLU6())(x).float()
-            return torch.allclose(found, wanted, atol=16 * torch.finfo(dtype).eps)
+            tried.weight.data = tried.weight.to(dtype)
+            return torch.allclose(tried(x).float(), wanted, atol=16 * torch.finfo(dtype).eps)
     except (AttributeError, RuntimeError, TypeError):  # an internal name of torch: it may move
         return False
 

@@ -51,7 +51,7 @@ class Walk:
     }
 
 
-@stage(MapSet, version=2)
+@stage(MapSet, version=3)
 def maps(work: Work, tagged: TaggedSet, found: MapSet, affinity: Weights, cfg: Walk) -> None:
     """Maps after the walk, divided by the image's largest score, ready for a threshold or the CRF."""
     model = load(affinity)

@@ -48,7 +48,7 @@ class Mine:
     keep_tag: bool = True
 
 
-@stage(RegionSet, version=2)
+@stage(RegionSet, version=3)
 def probabilities(work: Work, images: Images, miner: Weights, segments: SuperpixelSet, cfg: Ask) -> None:
     """p(k | region) of background and all classes, for every region of every image; tags are not looked at."""
     model = load(miner)

@@ -62,13 +62,13 @@ def slower(size: int) -> Predict:
     return Predict(Views(size=size, scales=(1.0, 0.75, 1.25)), EdgeCrf(iterations=10))
 
 
-@stage(LabelSet, version=1)
+@stage(LabelSet, version=2)
 def labels(work: Work, images: TaggedSet, segmenter: Weights, cfg: Predict) -> None:
     """The most probable label of every pixel, at the original size, with its probability as confidence."""
     _write(work, images, segmenter, cfg, lambda sample: None)
 
 
-@stage(LabelSet, version=2)
+@stage(LabelSet, version=3)
 def restricted(work: Work, tagged: TaggedSet, segmenter: Weights, cfg: PredictTagged) -> None:
     """The same, held to background and the tags of each image: for training images, whose tags are known."""
     shift = 0 if tagged.has_background else 1
@@ -83,7 +83,7 @@ def restricted(work: Work, tagged: TaggedSet, segmenter: Weights, cfg: PredictTa
     _write(work, tagged, segmenter, cfg, allowed)
 
 
-@stage(MapSet, version=2)
+@stage(MapSet, version=3)
 def findings(work: Work, images: TaggedSet, segmenter: Weights, cfg: Predict) -> None:
     """How surely each pixel is any class but background, at half the size; of the image, its surest pixel.
 
