@@ -19,6 +19,7 @@ from benchmarks.processes import Job
 
 SCALES = (1.0, 0.5, 1.5, 2.0)
 DATA, NET, AREA = "things", "mobilenet_v2", 256  # of the classifier that learns
+TRAIN = {"fashion": ("train", "train_tagonly")}
 CLASSES, IMAGES, ROUNDS = 20, 8, 3  # as many photos as fill a batch or two, as a run has them
 THRESHOLDS = np.linspace(0.02, 0.9, 89)
 Size = tuple[int, int]
@@ -144,22 +145,22 @@ class Learned:
     precision: str
 
 
-def learned(*jobs: str) -> Learned | None:
-    """`cam`'s classifier of `NET` on `DATA` (standard, seed 0), trained once for all; None where data lack, and
-    then `jobs` are not measured.
+def learned(*jobs: str, data: str = DATA) -> Learned | None:
+    """`cam`'s classifier of `NET` on a set (standard, seed 0), trained once for all; None where data lack, and then
+    `jobs` are not measured.
     """
     from tagseg.localize import classify
     from tagseg.runs.setup import Request, prepare
     from tagseg.store import Run
 
-    place, weights = shared(f"data/{DATA}"), shared("weights")
+    place, weights = shared(f"data/{data}"), shared("weights")
     if place is None or weights is None:
         for job in jobs:
-            not_measured(job, f"needs the shared set {DATA} and pretrained weights")
+            not_measured(job, f"needs the shared set {data} and pretrained weights")
         return None
     cache = OUT / "cache"
-    prepared = prepare(Request(method="cam", data=str(place), train=("train",), val=("val",), backbone=NET,
-                               weights=str(weights), out=cache / "run", cache=cache))  # fmt: skip
+    prepared = prepare(Request(method="cam", data=str(place), train=TRAIN.get(data, ("train",)), val=("val",),
+                               backbone=NET, weights=str(weights), out=cache / "run", cache=cache))  # fmt: skip
     assert prepared.val is not None
     assert prepared.val.truth is not None
     inputs, truth = prepared.inputs, prepared.val.truth

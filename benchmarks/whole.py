@@ -6,22 +6,18 @@ costs both the same and is left out; so is the boundary network: both walk over 
 
 from __future__ import annotations
 
-import tempfile
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from benchmarks import cam_speed, crf, walk
 from benchmarks.measure import CannotRun, compare, in_turn, write
 from benchmarks.photos import rgb
 from benchmarks.processes import Job, alone
 
-THRESHOLD = 0.3
-SIDES = {False: 320, True: 240}  # the peer's dense walk takes a minute at 240 pixels and would take six hours at 640
-PHOTOS = {False: 40, True: 1}
+DATA, THRESHOLD = "fashion", 0.3
+PHOTOS = {"whole": 4, "whole-fp32": 1, "whole-no-walk": 40}  # the peer's dense walk takes half a minute a photo
 
 
 class Given(NamedTuple):
@@ -129,47 +125,40 @@ def same_labels(a: list[np.ndarray], b: list[np.ndarray]) -> float:
 def main() -> None:
     if not crf.peer_installed():
         raise CannotRun("pydensecrf2 is not installed (extra `bench`)")
-    known = cam_speed.learned("whole", "whole-no-walk")
+    known = cam_speed.learned(*PHOTOS, data=DATA)
     if known is None:
         return
-    with tempfile.TemporaryDirectory() as folder:
-        chosen, given = photos(known, Path(folder), walking=False)
+    for job in PHOTOS:
+        chosen, given = photos(known, job)
         note: dict[str, Any] = {"miou": None}  # filled when the two results are compared
-        setting = described(given)
-        compare("whole-no-walk", peer="the same steps as IRN: fp32 loop, pydensecrf2", build=sides, args=tuple(given),
+        walking = "dense walk, " if given.walking else ""
+        compare(job, peer=f"the same steps as IRN: fp32 loop, {walking}pydensecrf2", build=sides, args=tuple(given),
                 rounds=1, agree=partial(labels_and_quality, note, known.truth, chosen, given),
-                agreement_of="labels", setting=setting, more=note)
-        halves = {name: {"cpu_ms": times} for name, times in alone(parts, *given).items()}
-        write("whole-phases", {"setting": f"{setting}; each photo", "phases": halves})
-        _, given = photos(known, Path(folder), walking=True)
-        compare("whole", peer="the same steps as IRN: fp32 loop, dense walk, pydensecrf2", build=sides, rounds=1,
-                args=tuple(given), agree=same_labels, agreement_of="labels", setting=described(given))
+                agreement_of="labels", setting=described(given), more=note)  # fmt: skip
+    halves = {name: {"cpu_ms": times} for name, times in alone(parts, *given).items()}
+    write("whole-phases", {"setting": f"{described(given)}; each photo", "phases": halves})
 
 
-def photos(known: cam_speed.Learned, folder: Path, walking: bool) -> tuple[list[str], Given]:
-    """Ids of the first photos with several tags, and what is given of them, made smaller.
+def photos(known: cam_speed.Learned, job: str) -> tuple[list[str], Given]:
+    """Ids of the first photos with several tags, and what is given of them, as large as they are.
 
-    With the walk ours works in fp32, too, so that every label can be compared; without it as a run would.
+    Ours works as a run would, in bf16 where the processor has it, but for one job, in which every label can be
+    compared.
     """
     several = [(sample, file, np.flatnonzero(known.truth.tagged.tags_of(sample)).tolist())
                for sample, file in zip(known.truth.ids, known.files, strict=True)]
-    several, files = [one for one in several if len(one[2]) > 1][: PHOTOS[walking]], []
-    for sample, file, _ in several:
-        photo = Image.fromarray(rgb(file))
-        photo.thumbnail((SIDES[walking], SIDES[walking]))
-        files.append(str(folder / f"{SIDES[walking]}_{sample}.png"))
-        photo.save(files[-1])
+    several = [one for one in several if len(one[2]) > 1][: PHOTOS[job]]
+    chosen, files, tags = ([one[part] for one in several] for part in range(3))
     height, width = rgb(files[0]).shape[:2]
-    return [sample for sample, _, _ in several], Given(
-        known.weights, known.truth.classes, files, [tags for _, _, tags in several], round((height * width) ** 0.5),
-        walking, "fp32" if walking else known.precision)  # fmt: skip
+    return chosen, Given(known.weights, known.truth.classes, files, tags, round((height * width) ** 0.5),
+                         job != "whole-no-walk", "fp32" if job == "whole-fp32" else known.precision)  # fmt: skip
 
 
 def described(given: Given) -> str:
     way = "walk on 1/4 of its sides, " if given.walking else ""
-    return (f"{cam_speed.NET} trained on {cam_speed.DATA}, {len(given.files)} of its val photos, "
-            f"{SIDES[given.walking]} pixels long, with their tags, 4 scales and mirror, {way}CRF, training not "
-            f"counted; ours {given.precision}")  # fmt: skip
+    height, width = rgb(given.files[0]).shape[:2]
+    return (f"{cam_speed.NET} trained on {DATA}, {len(given.files)} of its val photos, about {width}x{height}, with "
+            f"their tags, 4 scales and mirror, {way}CRF, training not counted; ours {given.precision}")
 
 
 def labels_and_quality(note: dict[str, Any], truth: Any, chosen: list[str], given: Given, a: list[np.ndarray],
@@ -180,9 +169,8 @@ def labels_and_quality(note: dict[str, Any], truth: Any, chosen: list[str], give
     def miou(masks: list[np.ndarray]) -> float:
         counts = 0
         for sample, tags, mask in zip(chosen, given.tags, masks, strict=True):
-            small = Image.fromarray(truth.mask(sample)).resize(mask.shape[::-1], Image.Resampling.NEAREST)
-            counts = counts + confusion(np.asarray(small), np.array([0, *(t + 1 for t in tags)], np.uint8)[mask],
-                                        len(truth.classes))
+            found = np.array([0, *(t + 1 for t in tags)], np.uint8)[mask]
+            counts = counts + confusion(truth.mask(sample), found, len(truth.classes))
         return summary(counts, truth.classes).miou
 
     note["miou"] = {"ours": miou(a), "peer": miou(b)}
