@@ -33,12 +33,16 @@ from tagseg.segment import predict_decoder, train_decoder
 from tagseg.store import Run
 from tagseg.types import ClassMaps
 
-TRAIN, VAL, SHOWN = 512, 192, 96
-LENGTHS = {"classifier": 16000, "attend": 4000, "draw": 16000}
+TRAIN, VAL, SHOWN = 1536, 192, 192  # shown at twice their size: at 96 pixels a cell sees nearly the whole image
+LENGTHS = {"classifier": 12000, "attend": 4000, "draw": 16000}
 SETS = (
     "classifier.stride=16",
+    "classifier.pooling=lse",
+    *(f"{part}.augment.size={SHOWN}" for part in LENGTHS),
+    f"maps.size={SHOWN}",
     *(f"{part}.schedule.{end}={n}" for part, n in LENGTHS.items() for end in ("min_images", "max_images")),
 )
+AVERAGED = (*SETS, "classifier.pooling=gap")  # an encoder as `cam` trains its own: one seed, a control
 COLLAPSED = 0.5  # of what the right class's average precision has above chance
 Row = dict[str, Any]
 
@@ -104,11 +108,11 @@ def among(tagged: TaggedSet, classes: tuple[str, ...]) -> TaggedSet:
     return replace(tagged, classes=classes, tags=tags)
 
 
-def started(seed: int, cache: Path) -> Start:
+def started(seed: int, cache: Path, sets: tuple[str, ...] = SETS) -> Start:
     """Both sides of one seed (of data and of training), and the encoder."""
     data, aux = (f"scenes:transfer?train={TRAIN}&val={VAL}&seed={seed}&side={side}" for side in ("target", "source"))
     request = Request(method="transfernet", data=data, aux=aux, out=cache / "transfernet", budget="quick",
-                      backbone="small", seed=seed, sets=SETS, cache=cache)  # fmt: skip
+                      backbone="small", seed=seed, sets=sets, cache=cache)  # fmt: skip
     prepared, run = prepare(request), Run(cache, workers=2)
     val, other = prepared.val, prepare(replace(request, data=aux, aux=data)).val
     assert prepared.inputs.aux is not None
@@ -182,14 +186,26 @@ def oracle(start: Start) -> Iterator[tuple[str, MapSet, MaskedSet]]:
 
 def measured(seed: int, cache: Path, wanted: str, at: str | None) -> list[Row]:
     """All rows of one seed."""
-    start, rows, clock = started(seed, cache), list[Row](), time.monotonic()
-    for name, found, truth in all_arms(start, wanted):
+    rows, clock = list[Row](), time.monotonic()
+    for name, start, found, truth in both_encoders(seed, cache, wanted):
         rows.append({"scene": "transfer", "seed": seed, "drawn_by": name, "tag_accuracy": start.told,
                      "class_iou": class_iou(found, truth), **scored(found, truth), "chance": chance(truth),
                      "commit": at, "seconds": round(time.monotonic() - clock, 1)})  # fmt: skip
         print(one_line({**rows[-1], "variant": name}), flush=True)
         clock = time.monotonic()
     return rows
+
+
+def both_encoders(seed: int, cache: Path, wanted: str) -> Iterator[tuple[str, Start, MapSet, MaskedSet]]:
+    """All arms on the encoder, and on one seed two of them on one that has learned tags by averages."""
+    start = started(seed, cache)
+    for name, found, truth in all_arms(start, wanted):
+        yield name, start, found, truth
+    if seed == 0 and (not wanted or "averaging encoder" in wanted.split(",")):
+        other = started(seed, cache, AVERAGED)
+        for name, found, truth in all_arms(other, "CAM of the encoder,transfernet"):
+            if name in ("CAM of the encoder", "transfernet"):
+                yield f"averaging encoder: {name}", other, found, truth
 
 
 def chance(truth: MaskedSet) -> float:
