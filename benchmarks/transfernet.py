@@ -98,7 +98,9 @@ class Renamed:
 
     def get(self, id: str) -> ClassMaps:
         one = self.found.get(id)
-        return replace(one, classes=np.array([self.number[int(c)] for c in one.classes], np.int64))
+        classes = np.array([self.number[int(c)] for c in one.classes], np.int64)
+        order = classes.argsort()
+        return replace(one, classes=classes[order], scores=one.scores[order])
 
 
 def among(tagged: TaggedSet, classes: tuple[str, ...]) -> TaggedSet:
