@@ -17,7 +17,7 @@ from benchmarks.photos import rgb
 from benchmarks.processes import Job, alone
 
 DATA, THRESHOLD = "fashion", 0.3
-PHOTOS = {"whole": 4, "whole-fp32": 1, "whole-no-walk": 40}  # the peer's dense walk takes half a minute a photo
+PHOTOS = {"whole": 2, "whole-fp32": 1, "whole-no-walk": 40}  # the peer's dense walk takes two minutes a photo
 
 
 class Given(NamedTuple):
@@ -133,8 +133,8 @@ def main() -> None:
         note: dict[str, Any] = {"miou": None}  # filled when the two results are compared
         walking = "dense walk, " if given.walking else ""
         compare(job, peer=f"the same steps as IRN: fp32 loop, {walking}pydensecrf2", build=sides, args=tuple(given),
-                rounds=1, agree=partial(labels_and_quality, note, known.truth, chosen, given),
-                agreement_of="labels", setting=described(given), more=note)  # fmt: skip
+                agree=partial(labels_and_quality, note, known.truth, chosen, given), agreement_of="labels", rounds=1,
+                most_cores=1 if given.walking else 2, setting=described(given), more=note)  # fmt: skip
     halves = {name: {"cpu_ms": times} for name, times in alone(parts, *given).items()}
     write("whole-phases", {"setting": f"{described(given)}; each photo", "phases": halves})
 
