@@ -27,9 +27,9 @@ class CannotRun(Exception):
 
 
 def compare(job: str, *, peer: str, setting: str, build: Build, args: tuple[Any, ...] = (),
-            agree: Callable[[Any, Any], float], agreement_of: str, rounds: int = 7, most_cores: int = 2,
+            agree: Callable[[Any, Any], float], agreement_of: str, rounds: int = 7,
             more: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Measure `build(*args)["ours"]` against `["peer"]` on one and on two cores (`most_cores`), and write the row.
+    """Measure `build(*args)["ours"]` against `["peer"]` on one and on two cores, and write the row.
 
     On two cores ours runs in two threads of one process, as a run does it, and the peer in two processes, as its users
     do. `agree` compares the two results of this very run. `build` is a module's function, for it runs in fresh
@@ -38,7 +38,7 @@ def compare(job: str, *, peer: str, setting: str, build: Build, args: tuple[Any,
     times: dict[int, Times] = {}
     with _sides(build, args) as start:
         ours, peers = start("ours", cores(1)), [start("peer", cores(1))]
-        for count in range(1, 1 + len(cores(most_cores))):
+        for count in range(1, 1 + len(cores(2))):
             if count > 1:
                 ours, peers = start("ours", cores(2)), [*peers, start("peer", cores(2)[1:])]
             at_once = {"ours": partial(_run, [ours], count), "peer": partial(_run, peers, count)}

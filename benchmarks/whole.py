@@ -6,10 +6,13 @@ costs both the same and is left out; so is the boundary network: both walk over 
 
 from __future__ import annotations
 
+import tempfile
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from benchmarks import cam_speed, crf, walk
 from benchmarks.measure import CannotRun, compare, in_turn, write
@@ -17,7 +20,8 @@ from benchmarks.photos import rgb
 from benchmarks.processes import Job, alone
 
 DATA, THRESHOLD = "fashion", 0.3
-PHOTOS = {"whole": 2, "whole-fp32": 1, "whole-no-walk": 40}  # the peer's dense walk takes two minutes a photo
+PHOTOS = {"whole": 4, "whole-fp32": 4, "whole-no-walk": 40}
+SMALL = 240  # pixels of the longer side where the peer walks: at full size its dense matrix takes minutes a photo
 
 
 class Given(NamedTuple):
@@ -128,19 +132,20 @@ def main() -> None:
     known = cam_speed.learned(*PHOTOS, data=DATA)
     if known is None:
         return
-    for job in PHOTOS:
-        chosen, given = photos(known, job)
-        note: dict[str, Any] = {"miou": None}  # filled when the two results are compared
-        walking = "dense walk, " if given.walking else ""
-        compare(job, peer=f"the same steps as IRN: fp32 loop, {walking}pydensecrf2", build=sides, args=tuple(given),
-                agree=partial(labels_and_quality, note, known.truth, chosen, given), agreement_of="labels", rounds=1,
-                most_cores=1 if given.walking else 2, setting=described(given), more=note)  # fmt: skip
-    halves = {name: {"cpu_ms": times} for name, times in alone(parts, *given).items()}
-    write("whole-phases", {"setting": f"{described(given)}; each photo", "phases": halves})
+    with tempfile.TemporaryDirectory() as folder:
+        for job in PHOTOS:
+            chosen, given = photos(known, job, Path(folder))
+            note: dict[str, Any] = {"miou": None}  # filled when the two results are compared
+            walking = "dense walk, " if given.walking else ""
+            compare(job, peer=f"the same steps as IRN: fp32 loop, {walking}pydensecrf2", build=sides, args=tuple(given),
+                    agree=partial(labels_and_quality, note, known.truth, chosen, given), agreement_of="labels",
+                    rounds=1, setting=described(given), more=note)  # fmt: skip
+        halves = {name: {"cpu_ms": times} for name, times in alone(parts, *given).items()}
+        write("whole-phases", {"setting": f"{described(given)}; each photo", "phases": halves})
 
 
-def photos(known: cam_speed.Learned, job: str) -> tuple[list[str], Given]:
-    """Ids of the first photos with several tags, and what is given of them, as large as they are.
+def photos(known: cam_speed.Learned, job: str, folder: Path) -> tuple[list[str], Given]:
+    """Ids of the first photos with several tags, and what is given of them; with a walk they are made smaller.
 
     Ours works as a run would, in bf16 where the processor has it, but for one job, in which every label can be
     compared.
@@ -149,9 +154,15 @@ def photos(known: cam_speed.Learned, job: str) -> tuple[list[str], Given]:
                for sample, file in zip(known.truth.ids, known.files, strict=True)]
     several = [one for one in several if len(one[2]) > 1][: PHOTOS[job]]
     chosen, files, tags = ([one[part] for one in several] for part in range(3))
+    walking = job != "whole-no-walk"
+    for n, file in enumerate(files if walking else []):
+        photo = Image.fromarray(rgb(file))
+        photo.thumbnail((SMALL, SMALL))
+        files[n] = str(folder / f"{n}.png")
+        photo.save(files[n])
     height, width = rgb(files[0]).shape[:2]
-    return chosen, Given(known.weights, known.truth.classes, files, tags, round((height * width) ** 0.5),
-                         job != "whole-no-walk", "fp32" if job == "whole-fp32" else known.precision)  # fmt: skip
+    return chosen, Given(known.weights, known.truth.classes, files, tags, round((height * width) ** 0.5), walking,
+                         "fp32" if job == "whole-fp32" else known.precision)  # fmt: skip
 
 
 def described(given: Given) -> str:
@@ -170,7 +181,8 @@ def labels_and_quality(note: dict[str, Any], truth: Any, chosen: list[str], give
         counts = 0
         for sample, tags, mask in zip(chosen, given.tags, masks, strict=True):
             found = np.array([0, *(t + 1 for t in tags)], np.uint8)[mask]
-            counts = counts + confusion(truth.mask(sample), found, len(truth.classes))
+            true = Image.fromarray(truth.mask(sample)).resize(mask.shape[::-1], Image.Resampling.NEAREST)
+            counts = counts + confusion(np.asarray(true), found, len(truth.classes))
         return summary(counts, truth.classes).miou
 
     note["miou"] = {"ours": miou(a), "peer": miou(b)}
