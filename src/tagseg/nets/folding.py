@@ -41,9 +41,9 @@ def folded(module: nn.Module, example: Float[Tensor, "n d h w"]) -> nn.Module:
 def fused(module: nn.Module, example: Float[Tensor, "n d h w"], dtype: torch.dtype = torch.float32) -> nn.Module:
     """A copy in eval mode in which ReLU and ReLU6 are computed by the convolution before them, in one pass over memory.
 
-    For a CPU with oneDNN; elsewhere it is not for use. `dtype`: what the copy will be brought to; where
-    this torch and this CPU have no such kernel for it, the copy is a plain one. Below float32 convolutions without an
-    activation go through that kernel, too, as it takes a bias in float32. Autocast does not bring them anywhere.
+    For a CPU with oneDNN; elsewhere it is not for use. `dtype`: what the copy will be brought to; where this torch and
+    this CPU have no such kernel for it, the copy is a plain one. Below float32 convolutions without an activation go
+    through that kernel, too, as it takes a bias in float32. Autocast does not bring them anywhere.
     """
     copied = _copy(module)
     if not _kernel_works(dtype):
