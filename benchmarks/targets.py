@@ -58,6 +58,7 @@ TARGETS = {
     "cam": Target("≥ 2x where the CPU has no bf16, 99.9 % of cells", 2.0, agreement=0.999),  # else `FAST`
     "cam-trained": Target("mIoU within .1", agreement=0.999),
     "whole": Target("≥ 5x, 99 % of labels", 5.0, agreement=0.99),
+    "whole-full-size": Target("99 % of labels in a run's precision", agreement=0.99),
     "whole-fp32": Target("≥ 5x, 99.9 % of labels in fp32", 5.0, agreement=0.999),
     "whole-no-walk": Target("≥ 5x, 99 % of labels", 5.0, agreement=0.99),
     "miou": Target("≥ 50x, equal IoU", 50.0, agreement=1.0),

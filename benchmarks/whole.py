@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import cam_speed, crf, walk
-from benchmarks.measure import CannotRun, compare, in_turn, write
+from benchmarks.measure import CannotRun, compare, in_turn, ratios, write
 from benchmarks.photos import rgb
 from benchmarks.processes import Job, alone
 
@@ -142,6 +142,26 @@ def main() -> None:
                     rounds=1, setting=described(given), more=note)  # fmt: skip
         halves = {name: {"cpu_ms": times} for name, times in alone(parts, *given).items()}
         write("whole-phases", {"setting": f"{described(given)}; each photo", "phases": halves})
+        if given.precision != "fp32":
+            full_size(given._replace(walking=True))
+
+
+def full_size(given: Given) -> None:
+    """What a run's precision does to labels behind the walk at the photos' own size, where no dense walk can be run:
+    ours beside ours in fp32, in this process.
+    """
+    network = cam_speed.network_of(given.weights, given.classes)
+    masks: dict[str, list[np.ndarray]] = {}
+
+    def whole(precision: str) -> None:
+        found = our_maps(network, given._replace(precision=precision))
+        masks[precision] = [our_mask(file, maps, True) for file, maps in zip(given.files, found, strict=True)]
+
+    times = in_turn({"ours": partial(whole, given.precision), "peer": partial(whole, "fp32")}, 1)
+    write("whole-full-size", {
+        "peer": "the same in fp32", "setting": described(given), **ratios(times),
+        "agreement": same_labels(masks[given.precision], masks["fp32"]), "agreement_of": "labels",
+        "peak_mb_ours": None, "peak_mb_peer": None, "times": times})  # fmt: skip
 
 
 def photos(known: cam_speed.Learned, job: str, folder: Path) -> tuple[list[str], Given]:
