@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import cam_speed, crf, walk
-from benchmarks.measure import CannotRun, compare, in_turn, ratios, write
+from benchmarks.measure import CannotRun, compare, in_turn, write
 from benchmarks.photos import rgb
 from benchmarks.processes import Job, alone
 
@@ -151,17 +151,14 @@ def full_size(given: Given) -> None:
     ours beside ours in fp32, in this process.
     """
     network = cam_speed.network_of(given.weights, given.classes)
-    masks: dict[str, list[np.ndarray]] = {}
-
-    def whole(precision: str) -> None:
+    masks = []
+    for precision in (given.precision, "fp32"):
         found = our_maps(network, given._replace(precision=precision))
-        masks[precision] = [our_mask(file, maps, True) for file, maps in zip(given.files, found, strict=True)]
-
-    times = in_turn({"ours": partial(whole, given.precision), "peer": partial(whole, "fp32")}, 1)
+        masks.append([our_mask(file, maps, True) for file, maps in zip(given.files, found, strict=True)])
     write("whole-full-size", {
-        "peer": "the same in fp32", "setting": described(given), **ratios(times),
-        "agreement": same_labels(masks[given.precision], masks["fp32"]), "agreement_of": "labels",
-        "peak_mb_ours": None, "peak_mb_peer": None, "times": times})  # fmt: skip
+        "peer": "the same in fp32", "setting": described(given), "agreement": same_labels(*masks),
+        "agreement_of": "labels",
+        **dict.fromkeys(("ratio_cpu", "ratio_wall", "peak_mb_ours", "peak_mb_peer"))})  # fmt: skip
 
 
 def photos(known: cam_speed.Learned, job: str, folder: Path) -> tuple[list[str], Given]:
