@@ -7,7 +7,7 @@ import inspect
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tagseg.nets.attention_decoder import (
     AttendedClassifier,
@@ -15,6 +15,7 @@ from tagseg.nets.attention_decoder import (
     Decoder,
     Shape,
     TransferNet,
+    Transposed,
     check_up,
     densified,
     levels_of,
@@ -222,3 +223,9 @@ def test_attention_is_never_in_half_precision() -> None:
         alpha, dense, _ = model(rows, one_hot(0, 2, among=3))
     assert alpha.dtype == dense.dtype == torch.float32
     torch.testing.assert_close(alpha.sum((1, 2)), torch.ones(2), atol=1e-6, rtol=0)
+
+
+def test_the_decoders_layers_are_transposed_convolutions() -> None:
+    torch.manual_seed(0)
+    layer, x = Transposed(4, 6).double(), torch.randn(2, 4, 7, 5).double()
+    assert torch.allclose(layer(x), nn.ConvTranspose2d.forward(layer, x), rtol=1e-12, atol=1e-12)

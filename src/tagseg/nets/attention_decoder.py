@@ -129,6 +129,18 @@ def densified(features: Float[Tensor, "r d h w"], z: Float[Tensor, "r d"]) -> Fl
     return torch.einsum("rdhw,rd->rhw", features, z)[:, None]  # transfernet Eq. 10
 
 
+class Transposed(nn.ConvTranspose2d):
+    """A transposed convolution, 3x3, computed as the convolution with the turned filter that it equals, which takes a
+    CPU less time.
+    """
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__(before, after, 3, padding=1)
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return F.conv2d(x, self.weight.transpose(0, 1).flip(2, 3), self.bias, padding=1)
+
+
 class Decoder(nn.Module):
     """The densified attention (r,1,h,w) and the encoder's switches to logits (r,2,H,W) of background and foreground.
 
@@ -156,7 +168,7 @@ class Decoder(nn.Module):
 
     @staticmethod
     def _unit(before: int, after: int, shape: Shape) -> nn.Sequential:
-        layer = nn.ConvTranspose2d(before, after, 3, padding=1)
+        layer = Transposed(before, after)
         if shape.init == "kaiming":
             nn.init.kaiming_normal_(layer.weight, mode="fan_out")  # PyTorch counts fans of transposed layers swapped
         else:
@@ -228,6 +240,7 @@ class TransferNet(nn.Module):
         self.attention = Attention(channels, classes, shape, grid)
         self.classifier = AttendedClassifier(channels, classes)
         self.decoder = Decoder(self.levels, shape)
+        self.to(memory_format=torch.channels_last)  # looking through the encoder takes a third of the time on a CPU
 
     def learned(self, *, attention: bool, decoder: bool) -> list[nn.Parameter]:
         """What training moves: attention with its classifier, the decoder, or all of it."""

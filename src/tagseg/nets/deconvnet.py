@@ -51,13 +51,23 @@ def unpool(values: Float[Tensor, "n d h w"], switches: Int64[Tensor, "n d h w"],
            overlap: bool = False) -> Float[Tensor, "n d hh ww"]:
     """Zeros of `size`, but each value where its switch (row * width + column) points; the adjoint of the pool.
 
-    Windows that `overlap` can point at one place: there the largest value counts, in whatever order they come.
+    Windows that `overlap` can point at one place: there the largest value counts, in whatever order they come. What
+    lies channels last in memory comes back so.
     """
-    flat = values.new_zeros(*values.shape[:2], size[0] * size[1])
-    where, what = switches.flatten(2), values.flatten(2)
+    n, d = values.shape[:2]
+    if values.is_contiguous(memory_format=torch.channels_last) and not values.is_contiguous():
+        places = (switches * d + torch.arange(d, device=values.device)[:, None, None]).permute(0, 2, 3, 1).flatten(1)
+        rows = _placed(values.permute(0, 2, 3, 1).flatten(1), places, size[0] * size[1] * d, overlap)
+        return rows.view(n, *size, d).permute(0, 3, 1, 2)
+    return _placed(values.flatten(2), switches.flatten(2), size[0] * size[1], overlap).unflatten(2, size)
+
+
+def _placed(values: Tensor, places: Tensor, many: int, overlap: bool) -> Tensor:
+    """`many` zeros in the last dimension, but the values at their places in it."""
+    zeros = values.new_zeros(*values.shape[:-1], many)
     if overlap:
-        return flat.scatter_reduce(2, where, what, "amax", include_self=False).unflatten(2, size)
-    return flat.scatter(2, where, what).unflatten(2, size)  # dfs Eq. 3
+        return zeros.scatter_reduce(-1, places, values, "amax", include_self=False)
+    return zeros.scatter(-1, places, values)  # dfs Eq. 3
 
 
 def _pooled(x: Tensor, pool: nn.MaxPool2d) -> tuple[Tensor, Tensor]:
