@@ -7,6 +7,8 @@ import inspect
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tagseg.nets.attention_decoder import (
@@ -19,6 +21,7 @@ from tagseg.nets.attention_decoder import (
     check_up,
     densified,
     levels_of,
+    shared_switches,
     switches_of,
 )
 from tagseg.nets.backbones import build
@@ -147,7 +150,7 @@ def test_transfernet_s7_09_odd_sizes_keep_their_place(up: str) -> None:
         level = found[tap.name].relu()
         where = made.where.expand(-1, level.shape[1], -1, -1)
         values = level.flatten(2).gather(2, where.flatten(2)).view(where.shape)
-        back = unpool(values, where, made.size, overlap=made.where.shape[1] == 1)
+        back = unpool(values, made.where, made.size)
         kept = back != 0
         assert torch.equal(back[kept], level[kept])  # each value where it came from
         if up == "switch":
@@ -202,6 +205,23 @@ def test_overlapping_pools_have_no_switches_of_their_own() -> None:
         made = switches_of(found, levels, found["last"], up)  # type: ignore[arg-type]
         logits = Decoder(levels, Shape(up=up))(densified(found["last"], found["last"].mean((2, 3))), made, (96, 96))  # type: ignore[arg-type]
         assert logits.shape == (1, 2, 96, 96)
+
+
+@given(h=st.integers(1, 6), w=st.integers(1, 6), more=st.tuples(st.integers(-1, 1), st.integers(-1, 1)))
+def test_one_switch_for_all_channels_is_in_its_window_alone(h: int, w: int, more: tuple[int, int]) -> None:
+    size = (2 * h + more[0] * (h > 1), 2 * w + more[1] * (w > 1))
+    length = torch.rand(2, 1, *size, generator=torch.Generator().manual_seed(h * 7 + w))
+    found = shared_switches(length, (h, w))
+    assert found.shape == (2, 1, h, w)
+    for one in range(2):
+        for y in range(h):
+            for x in range(w):
+                window = length[one, 0, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2]
+                row, column = divmod(int(found[one, 0, y, x]), size[1])
+                assert (row // 2, column // 2) == (y, x)
+                assert length[one, 0, row, column] == window.max()
+    back = unpool(torch.ones(2, 3, h, w), found, size)
+    assert back.sum() == 2 * 3 * h * w  # no two cells at one place
 
 
 def test_any_way_up_is_the_networks_own_pools_or_one_switch_for_all_channels() -> None:

@@ -53,6 +53,7 @@ def levels_of(backbone: Backbone) -> tuple[Tap, ...]:
 class Attention(nn.Module):
     """Where in the features a class lies: alpha (r,h,w), summing to 1, and the feature z (r,D) that it attends to.
 
+    Both are never in half precision, as alpha sums to 1 over hundreds of cells; what it is made of may be.
     `form`: "fc" sees the whole flattened map, so that the grid is fixed; "fc_pooled" sees it averaged to 10x10; "conv"
     scores each cell by its own features, on any grid. Without `combine_layer` eq. 5 is left out.
     """
@@ -83,15 +84,17 @@ class Attention(nn.Module):
             raise UsageError(f"attention: found rows with {sorted(set(classes.sum(1).tolist()))} classes, expected one "
                              "in each: an image with several tags gives several rows")
         size = (features.shape[2], features.shape[3])
-        alpha = self.scores(features, self.name(classes.to(features)), size).flatten(1).softmax(1)  # transfernet Eq. 6
-        z = torch.einsum("rp,rdp->rd", alpha, features.flatten(2))  # transfernet Eq. 7
+        scores = self.scores(features, self.name(classes.to(features)), size)
+        with torch.autocast(features.device.type, enabled=False):
+            alpha = scores.float().flatten(1).softmax(1)  # transfernet Eq. 6
+            z = torch.einsum("rp,rdp->rd", alpha, features.flatten(2).float())  # transfernet Eq. 7
         return alpha.unflatten(1, size), z
 
     def scores(self, features: Tensor, named: Tensor, size: Size) -> Tensor:
         """What alpha is the softmax of (r,h,w); `named` (r,width) is the class."""
         if self.form == "conv":
             cells = self.look(features.flatten(2).transpose(1, 2))  # (r,p,width)
-            found: Tensor = self.out(self.combine(cells * named[:, None]))[:, :, 0]
+            found: Tensor = self._out(self.combine(cells * named[:, None]))[:, :, 0]
             return found.unflatten(1, size)
         if self.form == "fc_pooled":
             features = F.adaptive_avg_pool2d(features, POOLED)
@@ -102,10 +105,16 @@ class Attention(nn.Module):
         g = self.combine(u * named)  # transfernet Eq. 3, 4, 5
         grid = self.grid
         assert grid is not None
-        fine: Tensor = self.out(g).unflatten(1, grid)
+        fine = self._out(g).unflatten(1, grid)
         if self.form == "fc_pooled":
             fine = F.interpolate(fine[:, None], size, mode="bilinear", align_corners=False)[:, 0]
         return fine
+
+
+    def _out(self, g: Tensor) -> Tensor:
+        with torch.autocast(g.device.type, enabled=False):
+            found: Tensor = self.out(g.float())
+        return found
 
 
 class AttendedClassifier(nn.Module):
@@ -138,7 +147,8 @@ class Transposed(nn.ConvTranspose2d):
         super().__init__(before, after, 3, padding=1)
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        return F.conv2d(x, self.weight.transpose(0, 1).flip(2, 3), self.bias, padding=1)
+        turned = self.weight.transpose(0, 1).flip(2, 3)
+        return F.conv2d(x, turned.contiguous(memory_format=torch.channels_last), self.bias, padding=1)
 
 
 class Decoder(nn.Module):
@@ -192,8 +202,7 @@ class Decoder(nn.Module):
     def _enlarged(self, x: Tensor, found: Switches) -> Tensor:
         if found.where is None:
             return F.interpolate(x, found.size, mode="bilinear", align_corners=False)
-        where = found.where.expand(-1, x.shape[1], -1, -1)
-        return unpool(x, where, found.size, overlap=found.where.shape[1] == 1)  # cells of odd sizes share pixels
+        return unpool(x, found.where, found.size)
 
 
 @dataclass(frozen=True)
@@ -256,13 +265,10 @@ class TransferNet(nn.Module):
         return Encoded(features, switches, (x.shape[2], x.shape[3]))
 
     def forward(self, rows: Encoded, classes: Bool[Tensor, "r k"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Attention (r,h,w), its dense form (r,1,h,w), and the classifier's logits (r,K), of one class in each row.
-
-        Never in half precision: alpha sums to 1 over hundreds of cells.
-        """
-        with torch.autocast(rows.features.device.type, enabled=False):
-            features = rows.features.float()
-            alpha, z = self.attention(features, classes)
+        """Attention (r,h,w), its dense form (r,1,h,w), and the classifier's logits (r,K), of one class in each row."""
+        features = rows.features.float()
+        alpha, z = self.attention(features, classes)
+        with torch.autocast(features.device.type, enabled=False):
             dense = densified(features, z)
         if self.shape.highlight == "attention":
             dense = alpha[:, None] * alpha[0].numel()  # 1 on average, whatever the grid
@@ -302,7 +308,19 @@ def switches_of(found: Mapping[str, Tensor], levels: Sequence[Tap], last: Tensor
             _, where = F.max_pool2d(level, 2, 2, return_indices=True)
         elif up == "switch_shared":
             length = level.square().sum(1, keepdim=True)
-            _, where = F.adaptive_max_pool2d(length, below, return_indices=True)
+            where = shared_switches(length, below)
         made.append(Switches(size, where))
         below = size
     return made
+
+
+def shared_switches(length: Float[Tensor, "n 1 hh ww"], below: Size) -> Int64[Tensor, "n 1 h w"]:
+    """Where the longest activation of each window lies, row * width + column. Windows do not overlap: they are as large
+    as the strides of the two grids differ, and a last row or column that is left over is in none.
+    """
+    (high, wide), (h, w) = length.shape[2:], below
+    window = round(high / h), round(wide / w)
+    even = F.pad(length, (0, window[1] * w - wide, 0, window[0] * h - high), value=-1.0)  # or cut
+    _, where = F.max_pool2d(even, window, return_indices=True)
+    across: int = even.shape[3]
+    return where // across * wide + where % across

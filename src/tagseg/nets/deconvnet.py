@@ -47,27 +47,28 @@ class Mirroring:
 
 # ---- unpooling ----
 
-def unpool(values: Float[Tensor, "n d h w"], switches: Int64[Tensor, "n d h w"], size: Size,
+def unpool(values: Float[Tensor, "n d h w"], switches: Int64[Tensor, "n #d h w"], size: Size,
            overlap: bool = False) -> Float[Tensor, "n d hh ww"]:
     """Zeros of `size`, but each value where its switch (row * width + column) points; the adjoint of the pool.
 
-    Windows that `overlap` can point at one place: there the largest value counts, in whatever order they come. What
-    lies channels last in memory comes back so.
+    One switch may be for all channels. Windows that `overlap` can point at one place: there the largest value counts,
+    in whatever order they come. What lies channels last in memory comes back so.
     """
-    n, d = values.shape[:2]
-    if values.is_contiguous(memory_format=torch.channels_last) and not values.is_contiguous():
-        places = (switches * d + torch.arange(d, device=values.device)[:, None, None]).permute(0, 2, 3, 1).flatten(1)
-        rows = _placed(values.permute(0, 2, 3, 1).flatten(1), places, size[0] * size[1] * d, overlap)
-        return rows.view(n, *size, d).permute(0, 3, 1, 2)
-    return _placed(values.flatten(2), switches.flatten(2), size[0] * size[1], overlap).unflatten(2, size)
-
-
-def _placed(values: Tensor, places: Tensor, many: int, overlap: bool) -> Tensor:
-    """`many` zeros in the last dimension, but the values at their places in it."""
-    zeros = values.new_zeros(*values.shape[:-1], many)
+    (n, d), cells = values.shape[:2], size[0] * size[1]
     if overlap:
-        return zeros.scatter_reduce(-1, places, values, "amax", include_self=False)
-    return zeros.scatter(-1, places, values)  # dfs Eq. 3
+        zeros, where = values.new_zeros(n, d, cells), switches.expand_as(values).flatten(2)
+        return zeros.scatter_reduce(2, where, values.flatten(2), "amax", include_self=False).unflatten(2, size)
+    if switches.shape[1] == 1:
+        rows = values.permute(0, 2, 3, 1).flatten(0, 2)  # one for each cell: all its channels go together
+        where = (switches.flatten(1) + cells * torch.arange(n, device=values.device)[:, None]).flatten()
+        placed = rows.new_zeros(n * cells, d).index_copy(0, where, rows)
+        return placed.view(n, *size, d).permute(0, 3, 1, 2)
+    if values.is_contiguous(memory_format=torch.channels_last) and not values.is_contiguous():
+        where = (switches * d + torch.arange(d, device=values.device)[:, None, None]).permute(0, 2, 3, 1).flatten(1)
+        flat = values.new_zeros(n, cells * d).scatter(1, where, values.permute(0, 2, 3, 1).flatten(1))
+        return flat.view(n, *size, d).permute(0, 3, 1, 2)
+    zeros = values.new_zeros(n, d, cells)
+    return zeros.scatter(2, switches.flatten(2), values.flatten(2)).unflatten(2, size)  # dfs Eq. 3
 
 
 def _pooled(x: Tensor, pool: nn.MaxPool2d) -> tuple[Tensor, Tensor]:

@@ -66,12 +66,12 @@ class Draw(Training):
     masks: float = 2.0
     attention: Literal["learns", "frozen"] = "learns"
     augment: Augment = field(default_factory=Augment)
-    schedule: Schedule = field(default_factory=lambda: Schedule(6.0, min_images=4000, max_images=12000, batch=8))
+    schedule: Schedule = field(default_factory=lambda: Schedule(6.0, min_images=4000, max_images=12000, batch=4))
 
     BUDGETS: ClassVar[dict[str, dict[str, Any]]] = {
         "quick": {
             "augment": Augment(size=96, colour=0.1),
-            "schedule": Schedule(epochs=10, min_images=3200, max_images=8000, batch=8),
+            "schedule": Schedule(epochs=10, min_images=3200, max_images=8000, batch=4),
         },
         "paper": {
             "augment": Augment(size=320, scale=(1.0, 1.0), square=True),
