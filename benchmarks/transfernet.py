@@ -34,12 +34,13 @@ from tagseg.store import Run
 from tagseg.types import ClassMaps
 
 TRAIN, VAL, SHOWN = 1536, 192, 192  # shown at twice their size: at 96 pixels a cell sees nearly the whole image
-LENGTHS = {"classifier": 12000, "attend": 4000, "draw": 16000}
+LENGTHS = {"classifier": 12000, "attend": 4000, "draw": 8000}
 SETS = (
     "classifier.stride=16",
     "classifier.pooling=lse",
     *(f"{part}.augment.size={SHOWN}" for part in LENGTHS),
     f"maps.size={SHOWN}",
+    "draw.schedule.batch=2",  # steps count: 8,000 images in 4,000 steps teach what 16,000 in 2,000 do
     *(f"{part}.schedule.{end}={n}" for part, n in LENGTHS.items() for end in ("min_images", "max_images")),
 )
 AVERAGED = (*SETS, "classifier.pooling=gap")  # an encoder as `cam` trains its own: one seed, a control
@@ -49,12 +50,16 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Arm:
-    """What of the network and of the decoder's training is changed; `classes`: of how many classes it sees masks."""
+    """What of the network and of its training is changed; `classes`: of how many classes the decoder sees masks;
+    `longer`: how many times as many images it learns from; `once`: on one seed alone.
+    """
 
     shape: dict[str, Any] = field(default_factory=dict)
     draw: dict[str, Any] = field(default_factory=dict)
+    attend: dict[str, Any] = field(default_factory=dict)
     classes: int | None = None
     longer: float = 1.0
+    once: bool = False
 
 
 ARMS = {
@@ -68,7 +73,9 @@ ARMS = {
     "bilinear": Arm({"up": "bilinear"}),
     "shared switches": Arm({"up": "switch_shared"}),
     "no combining layer": Arm({"combine_layer": False}),
+    "features as they come": Arm(attend={"scale": 1.0}),
     "half as long": Arm(longer=0.5),
+    "twice as long": Arm(longer=2.0, once=True),
 }
 
 
@@ -135,7 +142,7 @@ def started(seed: int, cache: Path, sets: tuple[str, ...] = SETS) -> Start:
 def learned(start: Start, arm: Arm, target: TaggedSet, aux: OtherMasks) -> Weights:
     """Attention and decoder of an arm."""
     cfg = start.prepared.cfg
-    attend = replace(cfg.attend, shape=replace(cfg.attend.shape, **arm.shape))
+    attend = replace(cfg.attend, shape=replace(cfg.attend.shape, **arm.shape), **arm.attend)
     images = round(cfg.draw.schedule.max_images * arm.longer)
     draw = replace(cfg.draw, schedule=replace(cfg.draw.schedule, min_images=images, max_images=images), **arm.draw)
     attending = train_decoder.attention(start.run, target, aux.tagged, start.encoder, attend)
@@ -156,7 +163,7 @@ def all_arms(start: Start, wanted: str) -> Iterator[tuple[str, Any, MaskedSet]]:
     if not wanted or "CAM of the encoder" in wanted.split(","):
         yield "CAM of the encoder", cam.maps(start.run, among(val, start.classes), start.encoder, looked), truth
     for name, arm in ARMS.items():
-        if wanted and name not in wanted.split(","):
+        if (wanted and name not in wanted.split(",")) or (arm.once and start.prepared.cfg.draw.seed != 0):
             continue
         aux = start.aux
         if arm.classes:
