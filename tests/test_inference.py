@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -176,6 +176,8 @@ def slow(network: Network, id: str, views: Views) -> Tensor:
         x = network.preprocess(torch.from_numpy(resized(image, shape))[None].float() / 255)
         for mirrored in (False, True):
             grid = network.module(x.flip(3) if mirrored else x)
+            if network.rows is not None:
+                grid = torch.einsum("ndhw,kd->nkhw", grid, network.rows)
             output = network.read(grid, shape, (size[0] // 2, size[1] // 2))[0]
             total = total + (output.flip(2) if mirrored else output)
     return total
@@ -185,6 +187,22 @@ def test_the_fast_path_gives_what_the_module_gives(network: Network, tmp_path: P
     views = replace(VIEWS, scales=(1.0, 0.75, 1.5))
     for seen in run(network, tmp_path, views=views):
         assert close(seen.values, slow(network, seen.id, views))
+
+
+def test_channels_that_no_image_of_a_batch_is_asked_for_are_not_computed(network: Network, tmp_path: Path,
+                                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {id: np.array([0, 2] if n % 2 else [], np.int64) for n, id in enumerate(IDS)}
+    whole, computed, real = {seen.id: seen.values for seen in run(network, tmp_path)}, list[int](), inference.F.conv2d
+
+    def watched(x: Tensor, rows: Tensor, *args: Any, **more: Any) -> Tensor:
+        computed.extend([len(rows)] if rows.shape[2:] == (1, 1) else [])  # the network's others are 3x3
+        return real(x, rows, *args, **more)
+
+    monkeypatch.setattr(inference.F, "conv2d", watched)
+    for seen in run(network, tmp_path, channels=lambda id: asked[id]):
+        assert seen.values.shape[0] == len(asked[seen.id])
+        assert not len(seen.values) or close(seen.values, whole[seen.id][asked[seen.id]])
+    assert set(computed) == {1, 2}
 
 
 def test_the_module_handed_in_stays_what_it_was(tmp_path: Path) -> None:
@@ -202,12 +220,12 @@ def test_the_fast_copy_is_made_once_and_follows_the_weights(network: Network, tm
     made: list[str] = []
     real = inference._rewritten
     monkeypatch.setattr(inference, "_rewritten", lambda *args: (made.append(args[1]), real(*args))[1])
-    again = replace(network, module=copy.deepcopy(network.module))
+    again = replace(network, module=copy.deepcopy(network.module), rows=copy.deepcopy(network.rows))
     one, two = run(again, tmp_path, IDS[:1]), run(again, tmp_path, IDS[:1])
     assert made == ["cpu"]
     assert torch.equal(one[0].values, two[0].values)
     with torch.no_grad():
-        again.module.head.weight.mul_(2)
+        again.rows.mul_(2)
     assert close(run(again, tmp_path, IDS[:1])[0].values, 2 * one[0].values)
     assert made == ["cpu", "cpu"]
 

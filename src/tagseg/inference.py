@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -58,7 +59,8 @@ class Seen(NamedTuple):
 class Network:
     """A module in eval mode and how to read it: `read(output, in_size, out_size)` brings its grid to (1,K,h,w).
 
-    `rewrite`: whether its batch norms may be folded; not where a module reads the layers of another one.
+    `rewrite`: whether its batch norms may be folded; not where a module reads the layers of another one. `rows` (K,D):
+    the last layer, where the module leaves it out; it is computed for the channels alone that a batch is asked for.
     """
 
     module: nn.Module
@@ -67,6 +69,7 @@ class Network:
     channels: int
     min_size: int = 32
     rewrite: bool = True
+    rows: Tensor | None = None
 
 
 class _Batch(NamedTuple):
@@ -85,6 +88,7 @@ class _Ready(NamedTuple):
     read: Read
     device: str
     precision: str
+    rows: Tensor | None  # (K,D)
 
 
 def predict(
@@ -213,14 +217,17 @@ _KEPT: WeakKeyDictionary[Network, tuple[object, _Ready]] = WeakKeyDictionary()
 def _ready(network: Network, device: str, precision: str) -> _Ready:
     """The network as it is run, kept until its weights change; the one handed in is only moved and set to eval mode."""
     network.module.to(device).eval()
-    state = (device, precision, [(id(t), t._version) for t in network.module.state_dict(keep_vars=True).values()])
+    rows = network.rows
+    weights = [*network.module.state_dict(keep_vars=True).values(), *([] if rows is None else [rows])]
+    state = (device, precision, [(id(t), t._version) for t in weights])
     if network not in _KEPT or _KEPT[network][0] != state:
         mean, deviation = (
             torch.tensor(values, device=device).view(3, 1, 1)  # once: each copy to a device waits for it
             for values in (network.preprocess.mean, network.preprocess.std)
         )
         module = _rewritten(network, device, precision)
-        _KEPT[network] = (state, _Ready(module, mean, deviation, network.read, device, precision))
+        rows = None if rows is None else rows.detach().to(device)
+        _KEPT[network] = (state, _Ready(module, mean, deviation, network.read, device, precision, rows))
     return _KEPT[network][1]
 
 
@@ -260,13 +267,21 @@ def _total(
     """The outputs of one batch, each on its image's own output grid (K,h,w), summed over scales and mirrored views."""
     targets = [out_size((i.shape[1], i.shape[2])) for i in images]
     totals: list[Tensor] = []
+    used, places = None, asked
+    if ready.rows is not None and asked is not None:
+        union = np.unique(np.concatenate(asked))
+        union = union if len(union) else np.zeros(1, np.int64)  # no convolution has no output
+        used, places = _moved(union, ready.device), [np.searchsorted(union, one) for one in asked]
     for shape in shapes:
         x = _input(ready, images, shape)
         with autocast(ready.device, ready.precision):
-            grid = ready.module(torch.cat([x, x.flip(3)]) if flip else x).contiguous()
-        outputs = _outputs(ready, grid[: len(images)], shape, targets, asked)
+            grid = ready.module(torch.cat([x, x.flip(3)]) if flip else x)
+            if ready.rows is not None:
+                grid = F.conv2d(grid, (ready.rows if used is None else ready.rows[used])[:, :, None, None])
+        grid = grid.contiguous()
+        outputs = _outputs(ready, grid[: len(images)], shape, targets, places)
         if flip:
-            mirrored = _outputs(ready, grid[len(images) :], shape, targets, asked)
+            mirrored = _outputs(ready, grid[len(images) :], shape, targets, places)
             outputs = [o + m.flip(2) for o, m in zip(outputs, mirrored, strict=True)]
         totals = [t + o for t, o in zip(totals, outputs, strict=True)] if totals else outputs  # cam Eq. 5
     return [t.cpu() for t in totals]  # only here does the host wait for the device

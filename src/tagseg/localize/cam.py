@@ -13,7 +13,7 @@ from tagseg.artifacts import MapSet, Weights, write_maps
 from tagseg.data.index import TaggedSet
 from tagseg.inference import Network, Seen, Views, coarser, predict
 from tagseg.localize import findings as found
-from tagseg.localize.classify import TagNet, load, pooling_of
+from tagseg.localize.classify import Headless, TagNet, load, pooling_of
 from tagseg.ops.geometry import resample
 from tagseg.ops.scores import normalise
 from tagseg.store import Work, stage
@@ -37,16 +37,14 @@ class Cam:
     }
 
 
-@stage(MapSet, version=4)
+@stage(MapSet, version=5)
 def maps(work: Work, tagged: TaggedSet, classifier: Weights, cfg: Cam) -> None:
     """Maps of the tagged classes of every image: summed over views, then divided by their maximum."""
-    model, there = load(classifier, tagged.classes), np.flatnonzero(tagged.tags.any(0))  # of C classes, those in use
-    model.head = model.head.only(there)
-    network = network_of(model)
+    network = network_of(load(classifier, tagged.classes))
     present = {sample: np.flatnonzero(tags) for sample, tags in zip(tagged.ids, tagged.tags, strict=True)}
 
     def produce(ids: list[str]) -> Iterator[ClassMaps]:
-        for seen in raw_maps(work, network, tagged, ids, cfg, lambda sample: np.searchsorted(there, present[sample])):
+        for seen in raw_maps(work, network, tagged, ids, cfg, lambda sample: present[sample]):
             yield ClassMaps(
                 seen.id, present[seen.id] + 1, normalise(values(seen)), (seen.image.shape[1], seen.image.shape[2])
             )
@@ -64,14 +62,17 @@ def findings(work: Work, images: TaggedSet, classifier: Weights, cfg: Cam) -> No
 
 
 def network_of(model: TagNet) -> Network:
-    """A classifier read as raw class maps: positive part on its own grid, then brought to the wanted size."""
+    """A classifier read as raw class maps: positive part on its own grid, then brought to the wanted size. Classes that
+    no image of a batch is asked for are not computed.
+    """
 
     def read(raw: Tensor, in_size: Size, out_size: Size) -> Tensor:
         return resample(  # cam Eq. 4
             raw.relu(), stride=model.tap.stride, offset=model.tap.offset, in_size=in_size, out_size=out_size
         )
 
-    return Network(model, model.backbone.preprocess, read, model.head.weight.shape[0], model.backbone.min_size)
+    rows = model.head.weight  # cam Eq. 1
+    return Network(Headless(model), model.backbone.preprocess, read, len(rows), model.backbone.min_size, rows=rows)
 
 
 def raw_maps(work: Work, network: Network, tagged: TaggedSet, ids: Sequence[str], cfg: Cam,

@@ -111,9 +111,24 @@ class TagNet(nn.Module):
             f = flattened(F.relu(sampler(f)), layer)  # esol Eq. 2
         return f
 
+    def features(self, x: Tensor) -> Tensor:
+        """What the head reads (n,d,h',w')."""
+        return self.sampled(self.backbone(x, ["last"])["last"])
+
     def forward(self, x: Tensor) -> Tensor:
-        maps: Tensor = self.head(self.sampled(self.backbone(x, ["last"])["last"]))
+        maps: Tensor = self.head(self.features(x))
         return maps
+
+
+class Headless(nn.Module):
+    """A tag classifier as far as its head."""
+
+    def __init__(self, model: TagNet) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model.features(x)
 
 
 def flattened(x: Tensor, layer: Layer) -> Tensor:

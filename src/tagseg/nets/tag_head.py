@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
 Pool = Callable[[Tensor], Tensor]
@@ -28,15 +27,6 @@ class TagHead(nn.Module):
     def forward(self, features: Float[Tensor, "n d h w"]) -> Float[Tensor, "n c h w"]:
         """Raw class maps, without bias."""
         return F.conv2d(features, self.weight[:, :, None, None])  # cam Eq. 1
-
-    def only(self, classes: Int64[np.ndarray, " k"]) -> TagHead:
-        """A head of these classes alone, in this order, with the weights of this one; of the first, where none is asked
-        for: no convolution has no output.
-        """
-        kept = torch.from_numpy(classes if len(classes) else np.zeros(1, np.int64))
-        head = TagHead(self.weight.shape[1], len(kept))
-        head.load_state_dict({"weight": self.weight.detach()[kept], "bias": self.bias.detach()[kept]})
-        return head
 
     def logits(self, maps: Float[Tensor, "n c h w"], pool: Pool) -> Float[Tensor, "n c"]:
         """Image logits of class maps; `pool` turns (n, c, h, w) into (n, c), see ops/pooling."""
