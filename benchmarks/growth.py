@@ -21,7 +21,7 @@ from tagseg.refine import crf
 from tagseg.store import Artifact, Run, Work, stage
 from tagseg.types import ClassMaps
 
-SWEEPS, QUICK = 4, 16  # times that all points are run in turn; of the quick ones, where tenths of a second tell
+SWEEPS, QUICK = 6, 16  # times that all points are run in turn; of the quick ones, where tenths of a second tell
 BASE, TIMES = 36, (1, 4, 16)  # two chunks of 64 images are held at once: memory is full from 4x on
 CLASSES = (8, 32, 128)
 NOISE_MB = 4  # what the allocator alone makes of one and the same call
@@ -116,10 +116,11 @@ STAGES: dict[str, Stage] = {
 
 
 def tagged_set(files: list[str], images: int, classes: int) -> TaggedSet:
-    """`images` ids over the same photos, each with the tags 1 and 2 of `classes`."""
+    """`images` ids over the same photos, each with two of `classes` as tags, dealt in turn."""
     ids = tuple(f"{k:05d}" for k in range(images))
     tags = np.zeros((images, classes), bool)
-    tags[:, :2] = True
+    for k, row in enumerate(tags):
+        row[[2 * k % classes, (2 * k + 1) % classes]] = True
     return TaggedSet("growth", tuple(f"class {c}" for c in range(1, classes + 1)), ids, tags, np.ones(images, bool),
                      Repeated(tuple(files)))
 
@@ -132,65 +133,63 @@ def cost(name: str, tagged: TaggedSet, folder: Path) -> Once:
         return once(lambda: STAGES[name](Run(Path(cache), workers=1), tagged, given))
 
 
-def curve(name: str, files: list[str], sizes: list[tuple[int, int]], sweeps: int) -> list[dict[str, Any]]:
-    """Cost and median memory of a stage for each (images, classes), in this process, compiled before. All sizes are run
-    in turn, small ones more often, and compared within a turn (`in_turn`).
+def curve(name: str, files: list[str], sizes: list[tuple[int, int]], turns: int) -> dict[tuple[int, int], list[Once]]:
+    """What a stage costs for each (images, classes), in every turn: all sizes one after another, from the other end in
+    every second one, small ones more often and the median of these. In this process, compiled before.
     """
-    found: dict[tuple[int, int], list[list[Once]]] = {size: [] for size in sizes}
+    found: dict[tuple[int, int], list[Once]] = {size: [] for size in sizes}
     most = max(images for images, _ in sizes)
     with tempfile.TemporaryDirectory() as place:
         cost(name, tagged_set(files, 2, CLASSES[0]), Path(place))
-        for _ in range(sweeps):
-            for images, classes in sizes:
+        for turn in range(turns):
+            for images, classes in sizes[:: 1 if turn % 2 else -1]:
                 tagged, often = tagged_set(files, images, classes), round((most / images) ** 0.5)
-                found[images, classes].append([cost(name, tagged, Path(place)) for _ in range(often)])
-    cpu, wall = (in_turn([[float(np.mean([getattr(o, kind) for o in turn])) / size[0] for turn in turns]
-                          for size, turns in found.items()]) for kind in ("cpu_ms", "wall_ms"))  # fmt: skip
-    peaks = [[o.peak_mb for turn in turns for o in turn] for turns in found.values()]
-    return [
-        {
-            "images": images, "classes": classes,
-            "cpu_ms_an_image": round(cpu[k], 3), "wall_ms_an_image": round(wall[k], 3),
-            "peak_mb": None if None in peaks[k] else float(np.median(np.array(peaks[k], float))),
-        }
-        for k, (images, classes) in enumerate(found)
-    ]  # fmt: skip
-
-
-def in_turn(each: list[list[float]]) -> list[float]:
-    """What each point costs, of its costs in every turn: its median share of a turn, of the median turn. Other work on
-    the machine makes whole turns slower, by up to a third, and that is not growth.
-    """
-    costs = np.array(each)
-    whole = costs.sum(0)
-    found: list[float] = (np.median(costs / whole, axis=1) * np.median(whole)).tolist()
+                found[images, classes].append(middle([cost(name, tagged, Path(place)) for _ in range(often)]))
     return found
 
 
-def row(points: list[dict[str, Any]], setting: str, deviation: float) -> dict[str, Any]:
-    """A row without a peer; `memory_growth` is from the last point but one to the last, less NOISE_MB, as a share."""
+def middle(runs: list[Once]) -> Once:
+    """Medians of the same work."""
+    peaks = [one.peak_mb for one in runs]
+    peak = None if None in peaks else float(np.median(np.array(peaks, float)))
+    cpu, wall = (float(np.median([getattr(one, kind) for one in runs])) for kind in ("cpu_ms", "wall_ms"))
+    return Once(None, cpu, wall, peak)
+
+
+def row(found: dict[tuple[int, int], list[Once]], setting: str, deviations: list[float]) -> dict[str, Any]:
+    """A row without a peer. `deviation` is the median of all turns' (`deviations`), which keeps out what makes a whole
+    turn slower; `memory_growth` is from the last point but one to the last, less NOISE_MB, as a share.
+    """
+    points = []
+    for (images, classes), turns in found.items():
+        one = middle(turns)
+        points.append({"images": images, "classes": classes, "cpu_ms_an_image": round(one.cpu_ms / images, 3),
+                       "wall_ms_an_image": round(one.wall_ms / images, 3), "peak_mb": one.peak_mb,
+                       "cpu_ms": [round(turn.cpu_ms / images, 3) for turn in turns]})  # fmt: skip
     nothing = dict.fromkeys(("ratio_cpu", "ratio_wall", "agreement", "peak_mb_peer"))
     peaks = [p["peak_mb"] for p in points[-2:]]
     return {"peer": "itself", "setting": setting, **nothing, "peak_mb_ours": points[-1]["peak_mb"],
-            "deviation": round(deviation, 3),
+            "deviation": abs(round(float(np.median(deviations)), 3)),
+            "deviations": [round(one, 3) for one in sorted(deviations)],
             "memory_growth": None if None in peaks else round(max(peaks[1] - peaks[0] - NOISE_MB, 0) / peaks[0], 3),
             "points": points}
 
 
-def bend(points: list[dict[str, Any]]) -> float:
-    """How far CPU time is from a straight line: what an image more costs from 4x to 16x against from 1x to 4x, less 1.
-
-    Differences leave out what a stage costs once, such as loading its network.
+def bends(found: dict[tuple[int, int], list[Once]]) -> list[float]:
+    """How far CPU time is from a straight line in each turn: what an image more costs from 4x to 16x against from 1x to
+    4x, less 1. Differences leave out what a stage costs once, such as loading its network.
     """
-    images = np.array([p["images"] for p in points], float)
-    steps = np.diff(images * [p["cpu_ms_an_image"] for p in points]) / np.diff(images)
-    return abs(float(steps[-1] / steps[0] - 1))
+    images = np.array([size[0] for size in found], float)
+    steps = np.diff([[one.cpu_ms for one in turns] for turns in found.values()], axis=0) / np.diff(images)[:, None]
+    bent: list[float] = (steps[-1] / steps[0] - 1).tolist()
+    return bent
 
 
-def spread(points: list[dict[str, Any]]) -> float:
-    """How much dearer the dearest point is than the cheapest, less 1."""
-    each = [p["cpu_ms_an_image"] for p in points]
-    return max(each) / min(each) - 1
+def spreads(found: dict[tuple[int, int], list[Once]]) -> list[float]:
+    """How much dearer most classes are than fewest in each turn, less 1."""
+    costs = np.array([[one.cpu_ms for one in turns] for turns in found.values()])
+    dearer: list[float] = (costs[-1] / costs[0] - 1).tolist()
+    return dearer
 
 
 def main() -> None:
@@ -198,13 +197,13 @@ def main() -> None:
         given = photos(BASE, Path(folder))
         for name in STAGES:
             sizes = [(BASE * n, CLASSES[0]) for n in TIMES]
-            points = alone(curve, name, given.images, sizes, SWEEPS)
-            write(f"growth-{name}", row(points, f"stage on {given.words}, under 1, 4 and 16 ids each, 2 tags, one core",
-                                        bend(points)))
+            found = alone(curve, name, given.images, sizes, SWEEPS)
+            write(f"growth-{name}", row(found, f"stage on {given.words}, under 1, 4 and 16 ids each, 2 tags, one core",
+                                        bends(found)))
         for name in ("cam", "crf"):
-            points = alone(curve, name, given.images, [(BASE, c) for c in CLASSES], QUICK)
-            write(f"absent-{name}", row(points, f"stage on {given.words}, 2 tags of 8, 32, 128 classes, one core",
-                                        spread(points)))
+            found = alone(curve, name, given.images, [(BASE, c) for c in CLASSES], QUICK)
+            write(f"absent-{name}", row(found, f"stage on {given.words}, 2 tags of 8, 32, 128 classes, one core",
+                                        spreads(found)))
 
 
 if __name__ == "__main__":
