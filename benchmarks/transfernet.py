@@ -50,8 +50,8 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Arm:
-    """What of the network and of its training is changed; `classes`: of how many classes the decoder sees masks;
-    `longer`: how many times as many images it learns from; `once`: on one seed alone.
+    """What of the network and of its training is changed; `classes`: how many other classes there are, in tags and in
+    masks; `longer`: how many times as many images the decoder learns from; `once`: on one seed alone.
     """
 
     shape: dict[str, Any] = field(default_factory=dict)
@@ -66,8 +66,8 @@ ARMS = {
     "transfernet": Arm(),
     "attention into the decoder": Arm({"highlight": "attention"}),
     "attention frozen": Arm(draw={"attention": "frozen"}),
-    "masks of 3 classes": Arm(classes=3),
-    "masks of 2 classes": Arm(classes=2),
+    "3 other classes": Arm(classes=3),
+    "2 other classes": Arm(classes=2),
     "no norm": Arm({"norm": "none"}),
     "no norm, sourced start": Arm({"norm": "none", "init": "gaussian"}),
     "bilinear": Arm({"up": "bilinear"}),

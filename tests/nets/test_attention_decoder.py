@@ -234,15 +234,20 @@ def test_any_way_up_is_the_networks_own_pools_or_one_switch_for_all_channels() -
         assert alpha.shape == dense.shape[:1] + dense.shape[2:]
 
 
-def test_attention_is_never_in_half_precision() -> None:
+def test_what_attention_sums_over_cells_is_in_full_precision() -> None:
     torch.manual_seed(0)
     model = TransferNet(build("small", stride=16), 3, Shape(width=8)).eval()
+    with torch.no_grad():
+        model.attention.out.weight.normal_(std=30)  # a scores' error shows in alpha as many times
     x = torch.randn(2, 3, 96, 96)
     with torch.autocast("cpu", torch.bfloat16):
         rows = model.encode(x)
         alpha, dense, _ = model(rows, one_hot(0, 2, among=3))
     assert alpha.dtype == dense.dtype == torch.float32
     torch.testing.assert_close(alpha.sum((1, 2)), torch.ones(2), atol=1e-6, rtol=0)
+    features = rows.features.double()
+    z = torch.einsum("rhw,rdhw->rd", alpha.double(), features)
+    torch.testing.assert_close(dense.double(), densified(features, z), rtol=1e-5, atol=1e-6)
 
 
 def test_the_decoders_layers_are_transposed_convolutions() -> None:

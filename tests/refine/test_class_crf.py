@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tagseg.refine.class_crf import decided, own_foreground
+from tagseg.refine.class_crf import decided, own_foregrounds
 from tagseg.refine.crf import Crf
 
 CUT = Crf(iterations=0)
@@ -37,7 +37,7 @@ def test_the_crf_draws_each_class_to_the_edges() -> None:
     picture[:, :, 8:] = 255
     share = np.full((16, 16), 0.35, np.float32)
     share[:, 6:] = 0.9
-    assert own_foreground(picture, share, CUT)[:, 6:].all()
-    drawn = own_foreground(picture, share, Crf(3.0, 3.0, 20.0, 3.0, 5.0, 10))
+    assert own_foregrounds(picture, share[None], CUT)[0, :, 6:].all()
+    drawn = own_foregrounds(picture, share[None], Crf(3.0, 3.0, 20.0, 3.0, 5.0, 10))[0]
     assert drawn[:, 8:].all()
     assert not drawn[:, :4].any()

@@ -80,6 +80,32 @@ def test_transfernet_s7_05_target_batches_teach_the_decoder_nothing() -> None:
     assert all(p.grad is None for p in model.backbone.parameters())
 
 
+def test_transfernet_s7_05_the_decoder_is_not_even_asked_about_rows_of_the_target() -> None:
+    """Also where labels of target images are at hand, and with an optimiser that moves what has a gradient of zeros."""
+    model = net()
+    before = [p.clone() for p in model.decoder.parameters()]
+    given = batch(theirs=False)
+    given["labels"] = batch(theirs=True)["labels"]
+    optimiser = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
+    RowLoss(1.0, 2.0, 3).total(model, given).backward()
+    assert all(p.grad is None for p in model.decoder.parameters())
+    optimiser.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, model.decoder.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("up", ["switch", "switch_shared", "bilinear"])
+def test_in_half_precision_every_part_learns(up: str) -> None:
+    model = net(up=up)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = RowLoss(1.0, 2.0, 3).total(model, batch(theirs=True))
+    loss.backward()
+    whole = RowLoss(1.0, 2.0, 3).total(model, batch(theirs=True))
+    assert loss.item() == pytest.approx(whole.item(), rel=0.05)
+    for part in (model.attention, model.classifier, model.decoder):
+        assert size_of(part.parameters()) > 0
+        assert all(torch.isfinite(p.grad).all() for p in part.parameters() if p.grad is not None)
+
+
 def test_transfernet_s7_05_masks_teach_attention_through_the_decoder() -> None:
     model = net()
     RowLoss(0.0, 2.0, 3).total(model, batch(theirs=True)).backward()

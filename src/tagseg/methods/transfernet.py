@@ -19,9 +19,15 @@ from tagseg.types import DataError, UsageError
 NEEDS_AUX = ADAPTS = True
 
 
-def sourced() -> Crf:
-    """The CRF of the authors' inference script."""
-    return Crf(3.0, 3.0, 20.0, 3.0, 5.0, 10)
+@dataclass(frozen=True)
+class Sourced(Crf):
+    """The CRF of the authors' inference script, in every budget."""
+
+    sxy_bilateral: float = 20.0
+    srgb: float = 3.0
+    compat_bilateral: float = 5.0
+
+    BUDGETS: ClassVar[dict[str, dict[str, Any]]] = {}
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class Predict:
 
     recognise: recognise.Recognise = field(default_factory=recognise.Recognise)
     maps: predict_decoder.Drawn = field(default_factory=predict_decoder.Drawn)
-    crf: Crf = field(default_factory=lambda: replace(sourced(), iterations=0))
+    crf: Crf = field(default_factory=lambda: Sourced(iterations=0))
 
 
 @dataclass(frozen=True)
@@ -48,9 +54,9 @@ class Config:
     draw: train_decoder.Draw = field(default_factory=train_decoder.Draw)
     tagger: classify.Classify = field(default_factory=classify.Classify)
     maps: predict_decoder.Looked = field(default_factory=predict_decoder.Looked)
-    crf: Crf = field(default_factory=sourced)
+    crf: Crf = field(default_factory=Sourced)
     predict: Predict = field(default_factory=Predict)
-    post: Predict = field(default_factory=lambda: Predict(crf=sourced()))
+    post: Predict = field(default_factory=lambda: Predict(crf=Sourced()))
 
     BUDGETS: ClassVar[dict[str, dict[str, Any]]] = {"paper": {"encoder": "pretrained"}}
 

@@ -55,7 +55,7 @@ class Attention(nn.Module):
 
     Both are never in half precision, as alpha sums to 1 over hundreds of cells; what it is made of may be.
     `form`: "fc" sees the whole flattened map, so that the grid is fixed; "fc_pooled" sees it averaged to 10x10; "conv"
-    scores each cell by its own features, on any grid. Without `combine_layer` eq. 5 is left out.
+    scores each cell by its own features, on any grid. Without `combine_layer` eq. 5 is its ReLU alone.
     """
 
     def __init__(self, channels: int, classes: int, shape: Shape, grid: Size | None = None) -> None:
@@ -307,7 +307,7 @@ def switches_of(found: Mapping[str, Tensor], levels: Sequence[Tap], last: Tensor
         if up == "switch":
             _, where = F.max_pool2d(level, 2, 2, return_indices=True)
         elif up == "switch_shared":
-            length = level.square().sum(1, keepdim=True)
+            length = level.float().square().sum(1, keepdim=True)  # half precision would make ties
             where = shared_switches(length, below)
         made.append(Switches(size, where))
         below = size
@@ -316,7 +316,7 @@ def switches_of(found: Mapping[str, Tensor], levels: Sequence[Tap], last: Tensor
 
 def shared_switches(length: Float[Tensor, "n 1 hh ww"], below: Size) -> Int64[Tensor, "n 1 h w"]:
     """Where the longest activation of each window lies, row * width + column. Windows do not overlap: they are as large
-    as the strides of the two grids differ, and a last row or column that is left over is in none.
+    as the grids' sizes differ, rounded, and a last row or column that is left over is in none.
     """
     (high, wide), (h, w) = length.shape[2:], below
     window = round(high / h), round(wide / w)

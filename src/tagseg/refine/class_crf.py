@@ -9,9 +9,9 @@ import numpy as np
 from tagseg.artifacts import LabelSet, MapSet, write_labels
 from tagseg.data.index import TaggedSet
 from tagseg.ops.geometry import enlarge
-from tagseg.refine.crf import Crf, solve
+from tagseg.refine.crf import Crf, solve, solve_together
 from tagseg.store import Work, stage
-from tagseg.types import BACKGROUND, F32, I64, U8, Labels
+from tagseg.types import BACKGROUND, F32, I64, U8, Bool, Labels
 
 
 @stage(LabelSet, version=1)
@@ -35,7 +35,7 @@ def labels(work: Work, images: TaggedSet, maps: MapSet, cfg: Crf) -> None:
 
 def decided(sample: str, image: U8, shares: F32, classes: I64, cfg: Crf) -> Labels:
     """The labels of one image (3,H,W) from the foreground (K,H,W) of each of its classes."""
-    kept = np.stack([own_foreground(image, share, cfg) * share for share in shares])
+    kept = own_foregrounds(image, shares, cfg) * shares
     best, sure = kept.argmax(0), kept.max(0)
     pixels = np.where(sure > 0, classes[best], BACKGROUND).astype(np.uint8)
     pixels[(sure > 0) & (sure < cfg.unsure_below)] = 255
@@ -43,9 +43,12 @@ def decided(sample: str, image: U8, shares: F32, classes: I64, cfg: Crf) -> Labe
     return Labels(sample, pixels, np.round(255 * confidence).astype(np.uint8))
 
 
-def own_foreground(image: U8, share: F32, cfg: Crf) -> np.ndarray:
-    """Whether the CRF of background and this class alone calls a pixel the class."""
-    pair = np.stack([1 - share, share])
+def own_foregrounds(image: U8, shares: F32, cfg: Crf) -> Bool:
+    """Where the CRF of background and one class alone calls a pixel the class, for each class (K,H,W)."""
+    pairs = [np.stack([1 - share, share]) for share in shares]
     if cfg.iterations:
-        pair = solve(image, pair, cfg)
-    return pair[1] > pair[0]
+        if cfg.device == "cpu":
+            pairs = [solve(image, pair, cfg) for pair in pairs]
+        else:
+            pairs = solve_together([image] * len(pairs), pairs, cfg)
+    return np.stack([pair[1] > pair[0] for pair in pairs])

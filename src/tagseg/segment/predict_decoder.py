@@ -62,14 +62,14 @@ class Looked(Drawn):
     part: Part = "drawn"
 
 
-@stage(MapSet, version=3)
+@stage(MapSet, version=4)
 def maps(work: Work, tagged: TaggedSet, model: Weights, cfg: Looked) -> None:
     """Foreground of every tag of every image: its probability by the decoder; attention is divided by its maximum."""
     present = dict(zip(tagged.ids, tagged.tags, strict=True))
     _write(work, tagged, load(model), cfg, lambda sample: present[sample], cfg.part)
 
 
-@stage(MapSet, version=3)
+@stage(MapSet, version=4)
 def predicted(work: Work, images: TaggedSet, model: Weights, scores: Scores, cfg: Drawn) -> None:
     """Foreground of the classes that the tagger sees; `scores` holds its word on every image, by id."""
     forced = cfg.always == "yes" or (cfg.always == "usual" and not model.meta["negatives"])

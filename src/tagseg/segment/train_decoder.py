@@ -171,7 +171,7 @@ def pretrained(work: Work, start: Pretrained, cfg: Encoder) -> None:
                   {"backbone": cfg.backbone, "stride": cfg.stride})  # fmt: skip
 
 
-@stage(Weights, version=3)
+@stage(Weights, version=4)
 def attention(work: Work, target: TaggedSet, source: TaggedSet, encoder: Weights, cfg: Attend) -> None:
     """Where each class of both sets lies, learned from tags alone on a frozen encoder: pretrained or a classifier's."""
     torch.manual_seed(int(cfg.seed))
@@ -205,7 +205,7 @@ def attention(work: Work, target: TaggedSet, source: TaggedSet, encoder: Weights
                             "size": cfg.augment.size})  # fmt: skip
 
 
-@stage(Weights, version=3)
+@stage(Weights, version=4)
 def joint(work: Work, target: TaggedSet, aux: OtherMasks, before: Weights, cfg: Draw) -> None:
     """The same network with its decoder, taught the outlines of the other classes."""
     torch.manual_seed(int(cfg.seed))
@@ -223,7 +223,7 @@ def joint(work: Work, target: TaggedSet, aux: OtherMasks, before: Weights, cfg: 
                             "size": cfg.augment.size})  # fmt: skip
 
 
-@stage(Weights, version=3)
+@stage(Weights, version=4)
 def adapted(work: Work, target: TaggedSet, before: Weights, cfg: Attend) -> None:
     """The same network for other classes: what names a class and tells classes apart is learned anew, attention goes on
     learning, encoder and decoder stay as they are. `cfg.shape` and `cfg.scale` are those of `before`.
