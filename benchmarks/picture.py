@@ -22,13 +22,17 @@ def main(run: Path, out: Path, groups: dict[str, int], columns: tuple[str, ...] 
     gallery = json.loads((run / "report.json").read_text())["gallery"]
     chosen = [row for group, rows in groups.items() for row in [r for r in gallery if r["group"] == group][:rows]]
     pictures = [[np.asarray(Image.open(run / dict(row["panels"])[name])) for name in columns] for row in chosen]
-    sheet = Image.fromarray(contact_sheet(pictures, columns, side=200))
+    saved(Image.fromarray(contact_sheet(pictures, columns, side=200)), out)
+
+
+def saved(sheet: Image.Image, out: Path) -> None:
+    """Write a picture as a JPEG that is small enough for docs/img."""
     out.parent.mkdir(parents=True, exist_ok=True)
     for quality in (85, 80, 75, 70):
         sheet.save(out, quality=quality, optimize=True)
         if out.stat().st_size < LARGEST:
             break
-    print(f"{out}: {sheet.width}x{sheet.height}, {out.stat().st_size // 1000} kB, {len(chosen)} rows")
+    print(f"{out}: {sheet.width}x{sheet.height}, {out.stat().st_size // 1000} kB")
 
 
 if __name__ == "__main__":
