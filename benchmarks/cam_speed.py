@@ -70,7 +70,7 @@ def ours(network: Any, files: list[str], area: int, precision: str) -> list[np.n
 
 
 def theirs(network: Any, files: list[str], area: int) -> list[np.ndarray]:
-    """The same sums, fp32: one photo at a time, decoded and resized anew for each scale, with its mirror image.
+    """The same sums, fp32: one photo at a time, resized for each scale, with its mirror image.
 
     It is shown at the same sizes and its cells are read by the same geometry: then a difference is one of numbers.
     """
@@ -81,14 +81,13 @@ def theirs(network: Any, files: list[str], area: int) -> list[np.ndarray]:
 
     found = []
     for file in files:
-        maps: list[torch.Tensor] = []
+        maps, image = list[torch.Tensor](), rgb(file)
         for scale in SCALES:
-            image = rgb(file)
             size, shape = image.shape[:2], net_shape(image.shape[:2], area, scale, network.min_size)
             small = np.array(Image.fromarray(image).resize(shape[::-1], Image.Resampling.BILINEAR))
             x = network.preprocess(torch.from_numpy(small.transpose(2, 0, 1)).contiguous()[None].float() / 255)
             with torch.no_grad():
-                both = network.read(network.module(torch.cat([x, x.flip(3)])), shape, _wanted(size))
+                both = network.read(network(torch.cat([x, x.flip(3)])), shape, _wanted(size))
             maps.append(both[0] + both[1].flip(2))
         found.append(torch.stack(maps).sum(0).numpy())
     return found
@@ -127,7 +126,7 @@ def speed(net: str, job: str, *, area: int | None = None, images: int = IMAGES) 
         area = area or round((height * width) ** 0.5)
         note: dict[str, Any] = {"maps_differ": None}  # filled when the two results are compared
         compare(
-            job, peer="IRN-style loop: fp32, one photo at a time, decoded for each scale",
+            job, peer="IRN-style loop: fp32, one photo at a time",
             setting=f"{net}, stride 16, random weights, {found.words}, shown as {area}x{area} times "
             f"{', '.join(map(str, SCALES))}, mirrored too; ours {precision}",
             build=sides, args=(found.images, area, precision, net), agree=partial(agreement, note),

@@ -158,7 +158,7 @@ def operations(network: Any, shape: tuple[int, int]) -> float:
 
     device = next(network.module.parameters()).device
     with FlopCounterMode(display=False) as counted, torch.no_grad():
-        network.module(torch.zeros(1, 3, *shape, device=device))
+        network(torch.zeros(1, 3, *shape, device=device))
     return float(counted.get_total_flops())
 
 

@@ -54,7 +54,9 @@ def ours(file: str, how: Plan, colour: bool) -> np.ndarray:
 
 
 def theirs(file: str, how: Plan, colour: bool) -> np.ndarray:
-    """The same as IRN's data set does it: resize, colour, mirror and normalise the whole photo, then crop."""
+    """The same in the order of IRN's data set: the whole photo resized, mirrored and normalised, then cropped. Colours,
+    which IRN leaves alone, are changed after resizing.
+    """
     size, (x, y), flip, factors = how
     image = Image.fromarray(rgb(file)).resize(size, Image.Resampling.BILINEAR)
     image = _coloured(image, factors) if colour else image

@@ -175,9 +175,7 @@ def slow(network: Network, id: str, views: Views) -> Tensor:
         shape = net_shape(size, views.size, scale, network.min_size)
         x = network.preprocess(torch.from_numpy(resized(image, shape))[None].float() / 255)
         for mirrored in (False, True):
-            grid = network.module(x.flip(3) if mirrored else x)
-            if network.rows is not None:
-                grid = torch.einsum("ndhw,kd->nkhw", grid, network.rows)
+            grid = network(x.flip(3) if mirrored else x)
             output = network.read(grid, shape, (size[0] // 2, size[1] // 2))[0]
             total = total + (output.flip(2) if mirrored else output)
     return total

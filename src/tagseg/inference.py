@@ -71,6 +71,11 @@ class Network:
     rewrite: bool = True
     rows: Tensor | None = None
 
+    def __call__(self, x: Tensor) -> Tensor:
+        """All channels of normalised images (n,3,h,w) on the network's grid, by the module as it was handed in."""
+        grid: Tensor = self.module(x)
+        return grid if self.rows is None else F.conv2d(grid, self.rows[:, :, None, None])
+
 
 class _Batch(NamedTuple):
     """Images of a chunk, by their place in it, that get the same input size at every scale."""
