@@ -24,8 +24,8 @@ ratio is of wall time. Memory is the peak of one call above what the process hel
 given and caches that were warm left out. Absolute times depend on the machine and are only in the rows' files. Goals
 are for one core. Growth: "differs by" compares what an image more costs from 4x to 16x with the same from 1x to 4x
 (what a stage costs once is left out), or 128 classes with 8. All sizes are run in turn, forwards and backwards; what
-counts is the median of the turns' differences, their range stands beside it. Memory is judged from 4x to 16x, because 1x
-does not fill the two chunks that are held.
+counts is the median of the turns' differences, their range stands beside it. Memory is judged from 4x to 16x, because
+1x does not fill the two chunks that are held.
 """
 COLOURS = ("#0072B2", "#D55E00", "#009E73")
 
