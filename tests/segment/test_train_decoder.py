@@ -31,11 +31,9 @@ from tagseg.segment.train_decoder import (
     Draw,
     Encoder,
     RowLoss,
-    class_losses,
     mask_losses,
     outlines,
     scale_of,
-    some_absent,
     with_tags,
 )
 from tagseg.store import Run
@@ -67,7 +65,7 @@ def batch(theirs: bool, n: int = 2) -> dict[str, Any]:
         labels[:] = 0
         labels[:, :20], labels[:, 30:] = 1, 2
     return {"images": torch.randint(0, 256, (n, 3, 48, 48), dtype=torch.uint8, generator=rng), "tags": tags,
-            "absent": torch.zeros_like(tags), "labels": labels}
+            "labels": labels}
 
 
 def size_of(parameters: Any) -> float:
@@ -117,50 +115,6 @@ def test_transfernet_s7_05_masks_teach_attention_through_the_decoder() -> None:
     assert all(p.grad is None for p in model.backbone.parameters())
 
 
-def test_a_class_that_is_there_shall_be_called_by_its_name_and_one_that_is_not_shall_not() -> None:
-    logits = torch.tensor([[1.0, 2.0, 0.5], [1.0, 2.0, 0.5], [0.0, 0.0, 0.0]], dtype=torch.float64)
-    found = class_losses(logits, torch.tensor([1, 1, 2]), torch.tensor([True, False, False]))
-    share = logits.softmax(1)
-    torch.testing.assert_close(found, -torch.stack([share[0, 1], 1 - share[1, 1], 1 - share[2, 2]]).log())
-    torch.testing.assert_close(found[:1], F.cross_entropy(logits[:1], torch.tensor([1]))[None])  # Eq. 9
-
-
-def test_images_are_asked_for_classes_that_they_have_not() -> None:
-    tags = torch.tensor([[1, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]], dtype=torch.bool)
-    seen = torch.zeros_like(tags)
-    for step in range(40):
-        absent = some_absent(tags, 1, step)
-        assert not (absent & tags).any()
-        assert absent.sum(1).tolist() == [1, 1, 0]
-        assert torch.equal(absent, some_absent(tags, 1, step))
-        seen |= absent
-    assert torch.equal(seen, ~tags)  # every one has its turn
-    assert some_absent(tags, 3, 0).sum(1).tolist() == [2, 3, 0]
-    assert not some_absent(tags, 0, 0).any()
-
-
-@pytest.mark.parametrize("theirs", [False, True])
-def test_absent_classes_are_of_the_batchs_own_side(theirs: bool) -> None:
-    found = draws(missing=1)(int(theirs))
-    mine = slice(3, None) if theirs else slice(3)
-    assert (found["absent"].sum(1) == (~found["tags"][:, mine]).any(1)).all()
-    assert torch.equal(found["absent"].sum(1), found["absent"][:, mine].sum(1))
-
-
-def test_asking_for_absent_classes_changes_what_attention_learns_and_asks_nothing_of_the_decoder() -> None:
-    with_, without = net(), net()
-    more = batch(theirs=True)
-    more["absent"][:, 5] = True
-    loss = RowLoss(1.0, 2.0, 3)
-    assert loss.count(more) == loss.count(batch(theirs=True)) + 2
-    loss.total(with_, more).backward()
-    loss.total(without, batch(theirs=True)).backward()
-    assert any(not torch.allclose(a.grad, b.grad) for a, b in  # type: ignore[arg-type]
-               zip(with_.attention.parameters(), without.attention.parameters(), strict=True))
-    for a, b in zip(with_.decoder.parameters(), without.decoder.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad)
-
-
 def test_transfernet_s7_06_pixels_that_are_not_known_count_nowhere() -> None:
     logits = torch.randn(2, 2, 6, 8, generator=torch.Generator().manual_seed(0))
     targets = torch.randint(0, 2, (2, 6, 8), generator=torch.Generator().manual_seed(1))
@@ -183,7 +137,7 @@ def draws(**more: Any) -> Alternating:
     aux = of_other_classes(SOURCE, TARGET.classes)
     how = (Augment(size=48), 4, 0)
     return Alternating(train_decoder.drawn_from(TARGET.without_masks(), *how),
-                       train_decoder.drawn_from(aux.tagged, *how, aux.mask), len(TARGET.classes), **more)
+                       train_decoder.drawn_from(aux.tagged, *how, aux.mask), len(TARGET.classes))
 
 
 def test_batches_alternate_and_target_rows_know_no_pixel() -> None:

@@ -32,13 +32,11 @@ BRIGHT = 0.999  # the share of features that shall lie under 1
 class Attend(Training):
     """Attention and the classifier of what it looks at learn the tags of both sets; the decoder is not there yet.
 
-    `scale`: what features are multiplied by; "measured": so that .999 of them lie under 1. `absent`: how many classes
-    that an image does not have it is asked for, too.
+    `scale`: what features are multiplied by; "measured": so that .999 of them lie under 1.
     """
 
     shape: Shape = field(default_factory=Shape)
     scale: float | Literal["measured"] = "measured"
-    absent: int = 1
     augment: Augment = field(default_factory=Augment)
     schedule: Schedule = field(default_factory=lambda: Schedule(4.0, min_images=2400, max_images=8000, batch=8))
 
@@ -50,7 +48,6 @@ class Attend(Training):
         },
         "paper": {
             "shape": Shape(attention="fc", norm="none"),
-            "absent": 0,
             "augment": Augment(size=320, scale=(1.0, 1.0), square=True),
             "schedule": Schedule(epochs=10**6, min_images=0, max_images=960_000, batch=64, optimiser="adamw",
                                  head_lr=1e-3, weight_decay=0.0, warmup=0.0, power=0.0),
@@ -62,13 +59,11 @@ class Attend(Training):
 class Draw(Training):
     """The decoder learns the outlines of the other classes, attention goes on learning the tags of all.
 
-    `tags`, `masks`: weights of the two losses. `attention`: it goes on learning, by both, or stays as it was. `absent`:
-    as in `Attend`.
+    `tags`, `masks`: weights of the two losses. `attention`: it goes on learning, by both, or stays as it was.
     """
 
     tags: float = 1.0
     masks: float = 2.0
-    absent: int = 1
     attention: Literal["learns", "frozen"] = "learns"
     augment: Augment = field(default_factory=Augment)
     schedule: Schedule = field(default_factory=lambda: Schedule(6.0, min_images=4000, max_images=12000, batch=4))
@@ -79,7 +74,6 @@ class Draw(Training):
             "schedule": Schedule(epochs=10, min_images=3200, max_images=8000, batch=4),
         },
         "paper": {
-            "absent": 0,
             "augment": Augment(size=320, scale=(1.0, 1.0), square=True),
             "schedule": Schedule(epochs=10**6, min_images=0, max_images=960_000, batch=64, optimiser="adamw",
                                  head_lr=5e-4, weight_decay=0.0, warmup=0.0, power=0.0),
@@ -89,8 +83,7 @@ class Draw(Training):
 
 @dataclass(frozen=True)
 class Alternating:
-    """Batches of the target and of the source in turn, each with samplers of its own; tags among all K classes, and
-    `missing` of its side's classes that an image is asked for though it has them not.
+    """Batches of the target and of the source in turn, each with samplers of its own; tags among all K classes.
 
     `labels` of target images are 255 everywhere: nothing is known of their pixels.
     """
@@ -98,58 +91,45 @@ class Alternating:
     target: Draws
     source: Draws
     offset: int  # the number of the target's classes, which come first
-    missing: int = 0
 
     def __call__(self, step: int) -> Batch:
         theirs = step % 2 == 1
         batch = (self.source if theirs else self.target)(step // 2)
         own, total = batch["tags"], self.offset + self.source.tags.shape[1]
-        tags, absent = torch.zeros(2, len(own), total, dtype=torch.bool)
-        mine = slice(self.offset, None) if theirs else slice(self.offset)
-        tags[:, mine], absent[:, mine] = own, some_absent(own, self.missing, step)
+        tags = torch.zeros(len(own), total, dtype=torch.bool)
+        first = self.offset if theirs else 0
+        tags[:, first : first + own.shape[1]] = own
         labels = batch.get("labels")
         if labels is None or not theirs:
             labels = torch.full((len(own), *batch["images"].shape[2:]), IGNORE, dtype=torch.uint8)
-        return {"images": batch["images"], "tags": tags, "absent": absent, "labels": labels}
+        return {"images": batch["images"], "tags": tags, "labels": labels}
 
     def names(self, step: int) -> list[str]:
         """The ids of a step's batch."""
         return (self.source if step % 2 else self.target).names(step // 2)
 
 
-def some_absent(tags: Tensor, many: int, step: int) -> Tensor:
-    """Which classes (n,K) images without them are asked for: up to `many` each, drawn anew at each step."""
-    drawn = torch.rand(tags.shape, generator=torch.Generator().manual_seed(step)).masked_fill(tags, 2.0)
-    order = drawn.argsort(1).argsort(1)
-    return (order < many) & ~tags
-
-
 @dataclass(frozen=True)
 class RowLoss:
-    """The mean over rows (image, class) of the classifier's loss and, where masks are known, of the outline's.
-
-    Rows of a class that the image has not: what is attended to shall not be called it. Without them attention and
-    classifier agree on a sign for each class, anything that any image has, and tags teach nothing.
-    """
+    """The mean over rows (image, class) of the classifier's loss and, where masks are known, of the outline's."""
 
     tags: float
     masks: float
     offset: int
 
     def count(self, batch: Batch) -> float:
-        return float(batch["tags"].sum() + batch["absent"].sum())
+        return float(batch["tags"].sum())
 
     def total(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         assert isinstance(model, TransferNet)
         encoded = model.encode(model.backbone.preprocess(batch["images"].float() / 255))
-        image, which = (batch["tags"] | batch["absent"]).nonzero(as_tuple=True)  # several tags give several rows
+        image, which = batch["tags"].nonzero(as_tuple=True)  # an image with several tags gives several rows
         if not len(image):
             return sum((p.sum() * 0.0 for p in model.attention.parameters()), torch.zeros(()))
         rows = encoded.rows(image)
         _, dense, logits = model(rows, F.one_hot(which, batch["tags"].shape[1]).bool())
-        present = batch["tags"][image, which]
-        loss = self.tags * class_losses(logits.float(), which, present).sum()
-        known = present & (which >= self.offset)
+        loss = self.tags * F.cross_entropy(logits.float(), which, reduction="sum")  # transfernet Eq. 9
+        known = which >= self.offset
         if self.masks and bool(known.any()):
             targets = outlines(batch["labels"][image[known]], which[known] - self.offset + 1)
             loss = loss + self.masks * self._drawn(model, dense[known], rows, known, targets)  # transfernet Eq. 13
@@ -160,15 +140,6 @@ class RowLoss:
         mine = rows.rows(known.nonzero()[:, 0])
         logits = model.draw(dense, mine).float()
         return mask_losses(logits, targets).sum()
-
-
-def class_losses(logits: Tensor, which: Tensor, present: Tensor) -> Tensor:
-    """Of each row (r,K) minus the log of the probability that it is, or where it is not `present` that it is not,
-    called its class `which`.
-    """
-    own = logits.gather(1, which[:, None])[:, 0]
-    others = logits.scatter(1, which[:, None], -torch.inf).logsumexp(1)
-    return F.softplus(torch.where(present, others - own, own - others))  # transfernet Eq. 9
 
 
 def outlines(labels: Tensor, which: Tensor) -> Tensor:
@@ -200,7 +171,7 @@ def pretrained(work: Work, start: Pretrained, cfg: Encoder) -> None:
                   {"backbone": cfg.backbone, "stride": cfg.stride})  # fmt: skip
 
 
-@stage(Weights, version=5)
+@stage(Weights, version=4)
 def attention(work: Work, target: TaggedSet, source: TaggedSet, encoder: Weights, cfg: Attend) -> None:
     """Where each class of both sets lies, learned from tags alone on a frozen encoder: pretrained or a classifier's."""
     torch.manual_seed(int(cfg.seed))
@@ -210,7 +181,6 @@ def attention(work: Work, target: TaggedSet, source: TaggedSet, encoder: Weights
         drawn_from(with_tags(target), cfg.augment, cfg.schedule.batch, int(cfg.seed)),
         drawn_from(with_tags(source), cfg.augment, cfg.schedule.batch, int(cfg.seed) + 1),
         len(target.classes),
-        cfg.absent,
     )
     backbone = build(meta["backbone"], stride=meta["stride"])
     backbone.load_state_dict({name.removeprefix("backbone."): tensor for name, tensor in encoder.tensors().items()
@@ -235,7 +205,7 @@ def attention(work: Work, target: TaggedSet, source: TaggedSet, encoder: Weights
                             "size": cfg.augment.size})  # fmt: skip
 
 
-@stage(Weights, version=5)
+@stage(Weights, version=4)
 def joint(work: Work, target: TaggedSet, aux: OtherMasks, before: Weights, cfg: Draw) -> None:
     """The same network with its decoder, taught the outlines of the other classes."""
     torch.manual_seed(int(cfg.seed))
@@ -245,7 +215,6 @@ def joint(work: Work, target: TaggedSet, aux: OtherMasks, before: Weights, cfg: 
         drawn_from(with_tags(target), cfg.augment, cfg.schedule.batch, int(cfg.seed)),
         drawn_from(source, cfg.augment, cfg.schedule.batch, int(cfg.seed) + 1, aux.mask),
         len(target.classes),
-        cfg.absent,
     )
     loss = RowLoss(cfg.tags, cfg.masks, draws.offset)
     parts = model.learned(attention=cfg.attention == "learns", decoder=True)
@@ -254,7 +223,7 @@ def joint(work: Work, target: TaggedSet, aux: OtherMasks, before: Weights, cfg: 
                             "size": cfg.augment.size})  # fmt: skip
 
 
-@stage(Weights, version=5)
+@stage(Weights, version=4)
 def adapted(work: Work, target: TaggedSet, before: Weights, cfg: Attend) -> None:
     """The same network for other classes: what names a class and tells classes apart is learned anew, attention goes on
     learning, encoder and decoder stay as they are. `cfg.shape` and `cfg.scale` are those of `before`.
@@ -273,8 +242,7 @@ def adapted(work: Work, target: TaggedSet, before: Weights, cfg: Attend) -> None
 
     def batch(step: int) -> Batch:
         one = draws(step)
-        return {**one, "absent": some_absent(one["tags"], cfg.absent, step),
-                "labels": torch.full_like(one["images"][:, 0], IGNORE)}
+        return {**one, "labels": torch.full_like(one["images"][:, 0], IGNORE)}
 
     with prefetched(batch) as batches:
         learn(work, cfg, model, rates, batches, RowLoss(1.0, 0.0, len(target.classes)), len(draws.ids), draws.names)
