@@ -64,8 +64,9 @@ def batch(theirs: bool, n: int = 2) -> dict[str, Any]:
     if theirs:
         labels[:] = 0
         labels[:, :20], labels[:, 30:] = 1, 2
+    told = (torch.arange(8) >= 3) == theirs
     return {"images": torch.randint(0, 256, (n, 3, 48, 48), dtype=torch.uint8, generator=rng), "tags": tags,
-            "labels": labels}
+            "told": told.expand(n, 8), "labels": labels}
 
 
 def size_of(parameters: Any) -> float:
@@ -115,6 +116,22 @@ def test_transfernet_s7_05_masks_teach_attention_through_the_decoder() -> None:
     assert all(p.grad is None for p in model.backbone.parameters())
 
 
+def test_by_tags_the_classifier_learns_from_whole_images_and_attention_from_the_classifier() -> None:
+    given = batch(theirs=True)
+    by_rows, by_tags, alone = net(), net(), net()
+    RowLoss(1.0, 0.0, 3, "rows").total(by_rows, given).backward()
+    RowLoss(1.0, 0.0, 3, "tags").total(by_tags, given).backward()
+    for a, b in zip(by_rows.attention.parameters(), by_tags.attention.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+    seen = alone.seen(alone.encode(alone.backbone.preprocess(given["images"].float() / 255)))
+    told = F.binary_cross_entropy_with_logits(seen[:, 3:], given["tags"][:, 3:].float(), reduction="sum") / 8
+    told.backward()
+    for a, b in zip(by_tags.classifier.parameters(), alone.classifier.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+    assert any(not torch.allclose(a.grad, b.grad) for a, b in  # type: ignore[arg-type]
+               zip(by_tags.classifier.parameters(), by_rows.classifier.parameters(), strict=True))
+
+
 def test_transfernet_s7_06_pixels_that_are_not_known_count_nowhere() -> None:
     logits = torch.randn(2, 2, 6, 8, generator=torch.Generator().manual_seed(0))
     targets = torch.randint(0, 2, (2, 6, 8), generator=torch.Generator().manual_seed(1))
@@ -155,7 +172,7 @@ def test_batches_alternate_and_target_rows_know_no_pixel() -> None:
 
 def test_transfernet_s7_08_an_image_with_two_tags_gives_two_rows() -> None:
     model, both = net(), batch(theirs=True)
-    loss = RowLoss(1.0, 2.0, 3)
+    loss = RowLoss(1.0, 2.0, 3, "rows")
     assert loss.count(both) == 4
     rows = []
     for k in (3, 4):

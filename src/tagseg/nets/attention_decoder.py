@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from tagseg.nets.backbones import Backbone, Tap, freeze_batch_norm
 from tagseg.nets.deconvnet import is_plain, unpool
@@ -264,15 +265,26 @@ class TransferNet(nn.Module):
         switches = switches_of(found, self.levels, found["last"], self.up)
         return Encoded(features, switches, (x.shape[2], x.shape[3]))
 
-    def forward(self, rows: Encoded, classes: Bool[Tensor, "r k"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Attention (r,h,w), its dense form (r,1,h,w), and the classifier's logits (r,K), of one class in each row."""
+    def seen(self, encoded: Encoded) -> Float[Tensor, "n k"]:
+        """What the classifier says of whole images: the mean over their cells."""
+        features = encoded.features
+        cells = features.flatten(2).transpose(1, 2).flatten(0, 1)
+        found: Tensor = self.classifier(cells).unflatten(0, (len(features), -1)).mean(1)
+        return found
+
+    def forward(self, rows: Encoded, classes: Bool[Tensor, "r k"], judged: bool = False
+                ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """Attention (r,h,w), its dense form (r,1,h,w), and the classifier's logits (r,K), of one class in each row;
+        `judged`: the classifier does not learn from these.
+        """
         features = rows.features.float()
         alpha, z = self.attention(features, classes)
         with torch.autocast(features.device.type, enabled=False):
             dense = densified(features, z)
         if self.shape.highlight == "attention":
             dense = alpha[:, None] * alpha[0].numel()  # 1 on average, whatever the grid
-        return alpha, dense, self.classifier(z)
+        fixed = {name: p.detach() if judged else p for name, p in self.classifier.named_parameters()}
+        return alpha, dense, functional_call(self.classifier, fixed, (z,))
 
     def draw(self, dense: Float[Tensor, "r 1 h w"], rows: Encoded) -> Float[Tensor, "r 2 a b"]:
         """Logits of background and foreground."""

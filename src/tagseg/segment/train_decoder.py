@@ -24,6 +24,7 @@ from tagseg.training.schedule import Schedule, Training, optimiser
 from tagseg.types import IGNORE, DataError
 
 Size = tuple[int, int]
+Judge = Literal["tags", "rows"]
 CALIBRATED = 256  # images that the scale of the features is told from
 BRIGHT = 0.999  # the share of features that shall lie under 1
 
@@ -32,11 +33,13 @@ BRIGHT = 0.999  # the share of features that shall lie under 1
 class Attend(Training):
     """Attention and the classifier of what it looks at learn the tags of both sets; the decoder is not there yet.
 
-    `scale`: what features are multiplied by; "measured": so that .999 of them lie under 1.
+    `scale`: what features are multiplied by; "measured": so that .999 of them lie under 1. `judge`: what the classifier
+    of attended features learns from: "tags", of whole images; or "rows", from what attention shows it (the paper's).
     """
 
     shape: Shape = field(default_factory=Shape)
     scale: float | Literal["measured"] = "measured"
+    judge: Judge = "tags"
     augment: Augment = field(default_factory=Augment)
     schedule: Schedule = field(default_factory=lambda: Schedule(4.0, min_images=2400, max_images=8000, batch=8))
 
@@ -48,6 +51,7 @@ class Attend(Training):
         },
         "paper": {
             "shape": Shape(attention="fc", norm="none"),
+            "judge": "rows",
             "augment": Augment(size=320, scale=(1.0, 1.0), square=True),
             "schedule": Schedule(epochs=10**6, min_images=0, max_images=960_000, batch=64, optimiser="adamw",
                                  head_lr=1e-3, weight_decay=0.0, warmup=0.0, power=0.0),
@@ -59,11 +63,13 @@ class Attend(Training):
 class Draw(Training):
     """The decoder learns the outlines of the other classes, attention goes on learning the tags of all.
 
-    `tags`, `masks`: weights of the two losses. `attention`: it goes on learning, by both, or stays as it was.
+    `tags`, `masks`: weights of the two losses. `attention`: it goes on learning, by both, or stays as it was. `judge`:
+    as in `Attend`.
     """
 
     tags: float = 1.0
     masks: float = 2.0
+    judge: Judge = "tags"
     attention: Literal["learns", "frozen"] = "learns"
     augment: Augment = field(default_factory=Augment)
     schedule: Schedule = field(default_factory=lambda: Schedule(6.0, min_images=4000, max_images=12000, batch=4))
@@ -74,6 +80,7 @@ class Draw(Training):
             "schedule": Schedule(epochs=10, min_images=3200, max_images=8000, batch=4),
         },
         "paper": {
+            "judge": "rows",
             "augment": Augment(size=320, scale=(1.0, 1.0), square=True),
             "schedule": Schedule(epochs=10**6, min_images=0, max_images=960_000, batch=64, optimiser="adamw",
                                  head_lr=5e-4, weight_decay=0.0, warmup=0.0, power=0.0),
@@ -83,7 +90,8 @@ class Draw(Training):
 
 @dataclass(frozen=True)
 class Alternating:
-    """Batches of the target and of the source in turn, each with samplers of its own; tags among all K classes.
+    """Batches of the target and of the source in turn, each with samplers of its own; tags among all K classes, of
+    which those of an image's own side are `told`.
 
     `labels` of target images are 255 everywhere: nothing is known of their pixels.
     """
@@ -96,13 +104,13 @@ class Alternating:
         theirs = step % 2 == 1
         batch = (self.source if theirs else self.target)(step // 2)
         own, total = batch["tags"], self.offset + self.source.tags.shape[1]
-        tags = torch.zeros(len(own), total, dtype=torch.bool)
-        first = self.offset if theirs else 0
-        tags[:, first : first + own.shape[1]] = own
+        tags, told = torch.zeros(2, len(own), total, dtype=torch.bool)
+        mine = slice(self.offset, None) if theirs else slice(self.offset)
+        tags[:, mine], told[:, mine] = own, True
         labels = batch.get("labels")
         if labels is None or not theirs:
             labels = torch.full((len(own), *batch["images"].shape[2:]), IGNORE, dtype=torch.uint8)
-        return {"images": batch["images"], "tags": tags, "labels": labels}
+        return {"images": batch["images"], "tags": tags, "told": told, "labels": labels}
 
     def names(self, step: int) -> list[str]:
         """The ids of a step's batch."""
@@ -111,11 +119,17 @@ class Alternating:
 
 @dataclass(frozen=True)
 class RowLoss:
-    """The mean over rows (image, class) of the classifier's loss and, where masks are known, of the outline's."""
+    """The mean over rows (image, class) of the classifier's loss and, where masks are known, of the outline's.
+
+    Attention is told a class and shows features to the classifier. Where both learn from that (judge "rows") they can
+    agree on a sign for each class, anything that any image has: then tags teach nothing. Judge "tags": the classifier
+    learns which classes whole images have, as the mean over their cells, and attention alone learns from its rows.
+    """
 
     tags: float
     masks: float
     offset: int
+    judge: Judge = "tags"
 
     def count(self, batch: Batch) -> float:
         return float(batch["tags"].sum())
@@ -127,8 +141,12 @@ class RowLoss:
         if not len(image):
             return sum((p.sum() * 0.0 for p in model.attention.parameters()), torch.zeros(()))
         rows = encoded.rows(image)
-        _, dense, logits = model(rows, F.one_hot(which, batch["tags"].shape[1]).bool())
+        _, dense, logits = model(rows, F.one_hot(which, batch["tags"].shape[1]).bool(), judged=self.judge == "tags")
         loss = self.tags * F.cross_entropy(logits.float(), which, reduction="sum")  # transfernet Eq. 9
+        if self.judge == "tags" and self.tags:
+            wrong = F.binary_cross_entropy_with_logits(model.seen(encoded).float(), batch["tags"].float(),
+                                                       batch["told"].float(), reduction="sum")
+            loss = loss + wrong / batch["told"].shape[1]
         known = which >= self.offset
         if self.masks and bool(known.any()):
             targets = outlines(batch["labels"][image[known]], which[known] - self.offset + 1)
@@ -171,7 +189,7 @@ def pretrained(work: Work, start: Pretrained, cfg: Encoder) -> None:
                   {"backbone": cfg.backbone, "stride": cfg.stride})  # fmt: skip
 
 
-@stage(Weights, version=4)
+@stage(Weights, version=6)
 def attention(work: Work, target: TaggedSet, source: TaggedSet, encoder: Weights, cfg: Attend) -> None:
     """Where each class of both sets lies, learned from tags alone on a frozen encoder: pretrained or a classifier's."""
     torch.manual_seed(int(cfg.seed))
@@ -199,13 +217,14 @@ def attention(work: Work, target: TaggedSet, source: TaggedSet, encoder: Weights
         work.event("a fresh decoder of init=gaussian without a norm draws next to nothing: its logits hardly vary over "
                    "pixels, and it learns late; init=kaiming or norm=gn")
     model.scale.fill_(scale_of(model, draws) if cfg.scale == "measured" else float(cfg.scale))
-    _train(work, model, draws, RowLoss(1.0, 0.0, draws.offset), cfg, model.learned(attention=True, decoder=False))
+    parts = model.learned(attention=True, decoder=False)
+    _train(work, model, draws, RowLoss(1.0, 0.0, draws.offset, cfg.judge), cfg, parts)
     described(work, model, {"backbone": meta["backbone"], "stride": meta["stride"], "classes": list(target.classes),
                             "others": list(source.classes), "masked": [], "grid": grid,
                             "size": cfg.augment.size})  # fmt: skip
 
 
-@stage(Weights, version=4)
+@stage(Weights, version=6)
 def joint(work: Work, target: TaggedSet, aux: OtherMasks, before: Weights, cfg: Draw) -> None:
     """The same network with its decoder, taught the outlines of the other classes."""
     torch.manual_seed(int(cfg.seed))
@@ -216,14 +235,14 @@ def joint(work: Work, target: TaggedSet, aux: OtherMasks, before: Weights, cfg: 
         drawn_from(source, cfg.augment, cfg.schedule.batch, int(cfg.seed) + 1, aux.mask),
         len(target.classes),
     )
-    loss = RowLoss(cfg.tags, cfg.masks, draws.offset)
+    loss = RowLoss(cfg.tags, cfg.masks, draws.offset, cfg.judge)
     parts = model.learned(attention=cfg.attention == "learns", decoder=True)
     _train(work, model, draws, loss, cfg, parts)
     described(work, model, {**before.meta, "masked": list(aux.classes), "rest": aux.rest,
                             "size": cfg.augment.size})  # fmt: skip
 
 
-@stage(Weights, version=4)
+@stage(Weights, version=6)
 def adapted(work: Work, target: TaggedSet, before: Weights, cfg: Attend) -> None:
     """The same network for other classes: what names a class and tells classes apart is learned anew, attention goes on
     learning, encoder and decoder stay as they are. `cfg.shape` and `cfg.scale` are those of `before`.
@@ -242,10 +261,11 @@ def adapted(work: Work, target: TaggedSet, before: Weights, cfg: Attend) -> None
 
     def batch(step: int) -> Batch:
         one = draws(step)
-        return {**one, "labels": torch.full_like(one["images"][:, 0], IGNORE)}
+        return {**one, "told": torch.ones_like(one["tags"]), "labels": torch.full_like(one["images"][:, 0], IGNORE)}
 
+    loss = RowLoss(1.0, 0.0, len(target.classes), cfg.judge)
     with prefetched(batch) as batches:
-        learn(work, cfg, model, rates, batches, RowLoss(1.0, 0.0, len(target.classes)), len(draws.ids), draws.names)
+        learn(work, cfg, model, rates, batches, loss, len(draws.ids), draws.names)
     names = ("backbone", "stride", "classes", "others", "masked", "rest", "grid", "size")
     described(work, model, {n: meta[n] for n in names if n in meta})
 
