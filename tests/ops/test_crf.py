@@ -268,3 +268,19 @@ def test_errors_say_what_to_change() -> None:
         unary_from_labels(np.zeros((2, 2), np.uint8), 2, gt_prob=1.0)
     with pytest.raises(DataError, match=r"found values \[7\], expected 0..2 or 255"):
         unary_from_labels(np.full((2, 2), 7, np.uint8), 3)
+
+
+def test_the_spatial_lattice_is_kept_for_as_many_sizes_as_a_folder_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tagseg.ops import crf
+
+    made, real = list[int](), crf.lattices.build
+
+    def build(places: np.ndarray) -> Lattice:
+        made.append(len(places))
+        return real(places)
+
+    monkeypatch.setattr(crf.lattices, "build", build)
+    for _ in range(2):
+        for k in range(16):
+            crf._spatial(20, 21 + k, 2.25)
+    assert len(made) == 16

@@ -22,7 +22,7 @@ from tagseg.types import DataError, UsageError
 Number = int | float
 Compatibility = int | float | np.ndarray
 _NO_LABEL = np.float32(-np.inf)  # logit of the padding labels: its exponential is 0
-LARGE = 2_000_000  # pixels
+SMALL, LARGE = 200_000, 2_000_000  # pixels
 T = TypeVar("T")
 _STRIP = 64  # pixels go strip by strip, so that the vertices of a neighbourhood stay in the processor's cache
 
@@ -192,11 +192,12 @@ def _swapped(term: _Term) -> _Term:
 
 
 def _kept(make: Callable[..., T]) -> Callable[..., T]:
-    """A function of an image's size, kept for the last four sizes, for one of those above `LARGE`: at 12 megapixels a
+    """A function of an image's size, kept for the last 16 sizes up to `SMALL` (a folder of photos has that many, and
+    making the lattice is a third of a solve), for 4 of larger ones, for one of those above `LARGE`: at 12 megapixels a
     lattice takes half a gigabyte.
     """
-    small, large = lru_cache(maxsize=4)(make), lru_cache(maxsize=1)(make)
-    return lambda h, w, *more: (small if h * w <= LARGE else large)(h, w, *more)
+    small, usual, large = (lru_cache(maxsize=most)(make) for most in (16, 4, 1))
+    return lambda h, w, *more: (small if h * w <= SMALL else usual if h * w <= LARGE else large)(h, w, *more)
 
 
 @_kept
