@@ -74,6 +74,7 @@ ARMS = {
     "shared switches": Arm({"up": "switch_shared"}),
     "no combining layer": Arm({"combine_layer": False}),
     "features as they come": Arm(attend={"scale": 1.0}),
+    "classifier learns from rows": Arm(attend={"judge": "rows"}, draw={"judge": "rows"}),
     "half as long": Arm(longer=0.5),
     "twice as long": Arm(longer=2.0, once=True),
 }
