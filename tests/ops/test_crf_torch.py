@@ -38,6 +38,14 @@ def test_probabilities_are_those_of_the_numba_form(k: int, shape: str) -> None:
     assert (expected.argmax(0) != unary[0].numpy().argmin(0)).mean() > 0.01  # the solve changed labels at all
 
 
+def test_at_the_size_of_a_photo_nothing_else_happens() -> None:
+    images, unary = photos(1, 375, 500, 3)
+    expected = by_numba(images[0], unary[0])
+    ours = dense_crf(images, unary)[0].numpy()
+    assert (ours.argmax(0) == expected.argmax(0)).mean() >= 0.9999
+    assert np.abs(ours - expected).max() < 1e-3
+
+
 def test_images_of_a_batch_do_not_touch_each_other() -> None:
     images, unary = photos(3, 40, 50, 4)
     images[2], unary[2] = images[0], unary[1]  # the same colours, other energies
