@@ -24,6 +24,8 @@ RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 def add(run: Path) -> str:
     """Append one finished run; the same row is not added twice."""
     row = json.loads((run / "scores.json").read_text())
+    if only := some_classes(run):
+        row["data"] = f"{row['data']}: {only}"  # another task than the whole set's
     if not row.get("commit") or row["commit"].endswith("+dirty"):
         raise SystemExit(f"{run}: commit is {row.get('commit')!r}; rows come only from a clean, committed tree")
     file = RESULTS / f"{row['method']}.jsonl"
@@ -34,6 +36,11 @@ def add(run: Path) -> str:
     with open(file, "a") as handle:
         handle.write(line + "\n")
     return f"{run}: added to {file.name}"
+
+
+def some_classes(run: Path) -> str:
+    """The classes of its data that a run was restricted to, if it was."""
+    return ", ".join(json.loads((run / "request.json").read_text())["reading"]["only"])
 
 
 def append(name: str, rows: list[dict[str, Any]], at: str | None) -> None:
@@ -132,7 +139,7 @@ def main(words: list[str]) -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     if words and words[0] == "add":
         for word in words[1:]:
-            print(add(Path(word)), curves(Path(word)))
+            print(add(Path(word)), "" if some_classes(Path(word)) else curves(Path(word)))
     found = rows()
     text = (
         "# Results\n\nBuilt by `make results` from the rows beside this page (one JSON line for each finished run: "
