@@ -226,3 +226,24 @@ def test_without_a_mechanism_the_maps_are_others(made: Tiny, gone: str) -> None:
     model = train_decoder.joint(run, inputs.tagged, inputs.aux, first, cfg.draw)
     found = predict_decoder.maps(run, inputs.tagged, model, cfg.maps)
     assert found.record["outputs"] != made.fitted.maps.record["outputs"]
+
+
+def test_fc_attention_is_shown_one_size(tmp_path: Path) -> None:
+    sets = ("attend.shape.attention=fc", "maps.size=64", "draw.augment.size=48", "attend.augment.size=48")
+    with pytest.raises(UsageError, match=r"maps\.size=64.*expected one size"):
+        runs.plan(asked(tmp_path / "run", sets=sets))
+
+
+def test_without_background_there_is_nothing_to_draw_before(made: Tiny) -> None:
+    given = made.prepared.inputs
+    full = replace(given, tagged=replace(given.tagged, has_background=False))
+    with pytest.raises(DataError, match="expected a set with one"):
+        transfernet.fit(made.again(), full, made.prepared.cfg)
+
+
+def test_the_sourced_crf_holds_in_every_budget() -> None:
+    for budget in config.BUDGETS:
+        cfg = config.with_budget(transfernet.Config(), budget)
+        for crf in (cfg.crf, cfg.post.crf):
+            assert (crf.sxy_bilateral, crf.srgb, crf.compat_bilateral, crf.iterations) == (20.0, 3.0, 5.0, 10)
+        assert cfg.predict.crf.iterations == 0

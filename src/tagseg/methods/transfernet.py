@@ -64,6 +64,7 @@ class Config:
 def fit(run: Run, inputs: Inputs, cfg: Config) -> Fitted:
     """Learn where each class lies from tags, learn what an outline is from other classes' masks, put both together."""
     target, aux = inputs.tagged, inputs.aux
+    check_sizes(cfg)
     if not target.has_background:
         raise DataError(f"{target.name}: has no background, expected a set with one: what the decoder draws is an "
                         "object before a background")
@@ -78,6 +79,17 @@ def fit(run: Run, inputs: Inputs, cfg: Config) -> Fitted:
         encoder = classify.train(run, Joined(target, aux.tagged).tagged, inputs.pretrained, cfg.classifier)
     attending = train_decoder.attention(run, target, aux.tagged, encoder, cfg.attend)  # Eq. 1-9
     return finished(run, inputs, train_decoder.joint(run, target, aux, attending, cfg.draw), cfg)  # Eq. 10-13
+
+
+def check_sizes(cfg: Config) -> None:
+    """Raise `UsageError` where attention "fc" would learn on one grid and be shown another, before anything learns."""
+    sizes = {"attend.augment.size": cfg.attend.augment.size, "draw.augment.size": cfg.draw.augment.size,
+             "maps.size": cfg.maps.size, "predict.maps.size": cfg.predict.maps.size,
+             "post.maps.size": cfg.post.maps.size}  # fmt: skip
+    if cfg.attend.shape.attention == "fc" and len(set(sizes.values())) > 1:
+        found = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        raise UsageError(f"attend.shape.attention=fc: found {found}; expected one size, as this attention sees one "
+                         "grid; set them alike, or choose attention=conv")
 
 
 def finished(run: Run, inputs: Inputs, drawing: Weights, cfg: Config) -> Fitted:

@@ -206,7 +206,7 @@ def attention(work: Work, target: TaggedSet, source: TaggedSet, encoder: Weights
     shapes = {*draws.target.shapes.crops, *draws.source.shapes.crops}
     grid = None
     if cfg.shape.attention == "fc":
-        if len(shapes) > 1:
+        if len({side for crop in shapes for side in crop}) > 1:  # predicted are images of all shapes, in a square
             raise DataError(f"attention \"fc\" sees one grid, and the images have crops of {sorted(shapes)}; expected "
                             "attend.augment.square=true and draw.augment.square=true, or attend.shape.attention=conv")
         with torch.no_grad():  # and in eval mode: nothing of the encoder may move, its batch norms neither
