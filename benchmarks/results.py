@@ -165,6 +165,7 @@ def main(words: list[str]) -> None:
         (docs / "papers" / "dfs.md", "dfs", tables.variants(once("variant"), "dfs")),
         (docs / "papers" / "priors.md", "priors", tables.priors(rows("prior"))),
         (docs / "papers" / "priors.md", "masked", tables.masked(rows("mask_arm"), "tags alone")),
+        (docs / "papers" / "transfernet.md", "split", tables.markdown([row for row in kept if ": " in row["data"]])),
         (docs / "papers" / "transfernet.md", "drawn", tables.variants(once("drawn_by"), "transfernet", "drawn_by")),
     ):
         fill(page, made, name)
