@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from tagseg.refine.class_crf import decided, own_foregrounds
@@ -41,3 +43,14 @@ def test_the_crf_draws_each_class_to_the_edges() -> None:
     drawn = own_foregrounds(picture, share[None], Crf(3.0, 3.0, 20.0, 3.0, 5.0, 10))[0]
     assert drawn[:, 8:].all()
     assert not drawn[:, :4].any()
+
+
+def test_on_another_device_the_same_is_drawn() -> None:
+    rng = np.random.default_rng(3)
+    picture, shares = np.repeat(rng.integers(0, 256, (3, 6, 6), np.uint8), 4, axis=2), rng.random((2, 6, 24))
+    crf = Crf(3.0, 3.0, 20.0, 3.0, 5.0, 10)
+    expected = own_foregrounds(picture, shares.astype(np.float32), crf)
+    elsewhere = own_foregrounds(picture, shares.astype(np.float32), replace(crf, device="cpu:0"))  # not "cpu": by torch
+    assert expected.any()
+    assert not expected.all()
+    assert (elsewhere == expected).mean() >= 0.99

@@ -122,8 +122,9 @@ class RowLoss:
     """The mean over rows (image, class) of the classifier's loss and, where masks are known, of the outline's.
 
     Attention is told a class and shows features to the classifier. Where both learn from that (judge "rows") they can
-    agree on a sign for each class, anything that any image has: then tags teach nothing. Judge "tags": the classifier
-    learns which classes whole images have, as the mean over their cells, and attention alone learns from its rows.
+    agree on a sign for each class, anything that most images have, and nothing ties attention to the object. Judge
+    "tags": the classifier learns which classes whole images have, as the mean over their cells, and attention alone
+    learns from its rows.
     """
 
     tags: float
