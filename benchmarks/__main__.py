@@ -13,7 +13,7 @@ import traceback
 from benchmarks.measure import CannotRun, not_measured
 
 JOBS = ("crf", "crf_phases", "walk", "cam_speed", "miou", "loader", "superpixel_speed", "whole", "growth", "scenes",
-        "sampler", "esol_cost", "gpu")
+        "sampler", "esol_cost", "pamr", "two_cores", "gpu")
 
 
 def run(job: str) -> bool:

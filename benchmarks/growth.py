@@ -14,6 +14,7 @@ from benchmarks.measure import write
 from benchmarks.photos import photos, rgb
 from benchmarks.processes import Once, alone, once
 from benchmarks.walk import boundary_of
+from tagseg import inference
 from tagseg.artifacts import MapSet, Scores, Weights, write_maps, write_scores, write_weights
 from tagseg.data.index import TaggedSet
 from tagseg.localize import cam
@@ -107,9 +108,10 @@ class Inputs:
     point: Scores
 
 
+VIEWS = cam.Views(size=192)
 STAGES: dict[str, Stage] = {
     "cam": lambda run, tagged, given: cam.maps(
-        run, tagged, given.classifier, replace(cam.Cam(), views=cam.Views(size=192), device="cpu", precision="fp32")),
+        run, tagged, given.classifier, replace(cam.Cam(), views=VIEWS, device="cpu", precision="fp32")),
     "crf": lambda run, tagged, given: crf.labels(run, tagged, given.maps, given.point, crf.Crf()),
     "walk": lambda run, tagged, given: walked(run, tagged, given.maps, Toy()),
 }  # fmt: skip
@@ -175,6 +177,17 @@ def row(found: dict[tuple[int, int], list[Once]], setting: str, deviations: list
             "points": points}
 
 
+def fullness(files: list[str]) -> str:
+    """How many images pass the network together, on average, at each number of images: photos of one shape meet."""
+    found = []
+    for times in TIMES:
+        tagged = tagged_set(files, BASE * times, CLASSES[0])
+        chunks = inference._chunks(tagged.source, tagged.ids, lambda id: 2, inference.coarser(cam.Cam().grid))
+        sizes = ([tagged.source.size(id) for id in chunk] for chunk in chunks)
+        found.append(len(tagged) / sum(len(inference._batches(chunk, VIEWS, 32)) for chunk in sizes))
+    return ", ".join(f"{one:.1f}" for one in found)
+
+
 def bends(found: dict[tuple[int, int], list[Once]]) -> list[float]:
     """How far CPU time is from a straight line in each turn: what an image more costs from 4x to 16x against from 1x to
     4x, less 1. Differences leave out what a stage costs once, such as loading its network.
@@ -198,9 +211,10 @@ def main() -> None:
         for name in STAGES:
             sizes = [(BASE * n, CLASSES[0]) for n in TIMES]
             found = alone(curve, name, given.images, sizes, SWEEPS)
-            write(f"growth-{name}", row(found, f"stage on {given.words}, under 1, 4 and 16 ids each, 2 tags, one core",
-                                        bends(found)))
-        for name in ("cam", "crf"):
+            full = f"; images in a batch: {fullness(given.images)}" if name == "cam" else ""
+            write(f"growth-{name}", row(found, f"stage on {given.words}, under 1, 4 and 16 ids each, 2 tags, one core"
+                                        f"{full}", bends(found)))
+        for name in STAGES:
             found = alone(curve, name, given.images, [(BASE, c) for c in CLASSES], QUICK)
             write(f"absent-{name}", row(found, f"stage on {given.words}, 2 tags of 8, 32, 128 classes, one core",
                                         spreads(found)))

@@ -61,7 +61,7 @@ def ratio(row: Row) -> str:
         return text
     ours, peer = (row["times"]["1"][side]["cpu_ms"] for side in ("ours", "peer"))
     low, high = peer["low"] / max(ours["high"], 1e-3), peer["high"] / max(ours["low"], 1e-3)
-    return f"{text} ({low:.3g}-{high:.3g})"
+    return f"{text} (one round)" if row.get("rounds") == 1 else f"{text} ({low:.3g}-{high:.3g})"
 
 
 def agreement(row: Row) -> str:
@@ -94,7 +94,7 @@ def phases(row: Row) -> str:
     """CPU milliseconds of each phase on each photo, or of each way."""
     photos = row["phases"]
     names = list(next(iter(photos.values()))["cpu_ms"])
-    heads = ("CPU ms", *(f"photo {name}, {found['vertices']} vertices" if "vertices" in found else name
+    heads = (row.get("unit", "CPU ms"), *(f"photo {name}, {found['vertices']} vertices" if "vertices" in found else name
                          for name, found in photos.items()))  # fmt: skip
     lines = [(name, *(f"{found['cpu_ms'][name]:.3g}" for found in photos.values())) for name in names]
     return f"`{row['job']}`: {row['setting']}.\n\n{table(heads, lines)}"

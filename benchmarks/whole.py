@@ -21,6 +21,7 @@ from benchmarks.processes import Job, alone
 
 DATA, THRESHOLD = "fashion", 0.3
 PHOTOS = {"whole": 4, "whole-fp32": 4, "whole-no-walk": 40}
+ROUNDS = {"whole": 3, "whole-fp32": 1, "whole-no-walk": 3}  # one takes minutes where the peer walks
 SMALL = 240  # pixels of the longer side where the peer walks: at full size its dense matrix takes minutes a photo
 
 
@@ -139,7 +140,7 @@ def main() -> None:
             walking = "dense walk, " if given.walking else ""
             compare(job, peer=f"the same steps as IRN: fp32 loop, {walking}pydensecrf2", build=sides, args=tuple(given),
                     agree=partial(labels_and_quality, note, known.truth, chosen, given), agreement_of="labels",
-                    rounds=1, setting=described(given), more=note)  # fmt: skip
+                    rounds=ROUNDS[job], setting=described(given), more=note)  # fmt: skip
         halves = {name: {"cpu_ms": times} for name, times in alone(parts, *given).items()}
         write("whole-phases", {"setting": f"{described(given)}; each photo", "phases": halves})
         if given.precision != "fp32":
