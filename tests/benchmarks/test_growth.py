@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from benchmarks.growth import bends, middle, row, spreads
 from benchmarks.processes import Once
+from hypothesis import given
+from hypothesis import strategies as st
 
 SIZES = ((36, 8), (144, 8), (576, 8))
 
