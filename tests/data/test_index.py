@@ -59,6 +59,7 @@ def mask(value: int = 1) -> np.ndarray:
     {"ids": ("b", "a", "c")}, {"ids": ("a", "a", "c")}, {"ids": ("a", "b")}, {"tagged": np.array([True, True])},
     {"tags": np.zeros((3, 2), np.uint8)}, {"classes": ("x", "x")}, {"classes": ("x", "")}, {"classes": ()},
     {"tagged": np.array([False, True, True])}, {"classes": tuple(map(str, range(255)))},
+    {"told": np.zeros((3, 2), bool)}, {"told": np.ones((2, 2), bool)},
 ])
 def test_a_set_that_does_not_fit_together_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(DataError, match="set 'set'"):
@@ -76,6 +77,18 @@ def test_reading_and_choosing() -> None:
     assert len(data) == 3
     with pytest.raises(UsageError, match="no image 'aa'; the nearest is 'a'"):
         data.sample("aa")
+
+
+def test_what_is_told_of_an_image_goes_with_it() -> None:
+    data = tagged()
+    told = data.tags | np.array([[0, 1], [0, 0], [0, 0]], bool)
+    known = replace(data, told=told)
+    assert known.key != data.key
+    assert known.key != replace(data, told=np.ones_like(told)).key
+    chosen = known.select(["c", "a"])
+    assert chosen.told is not None
+    assert chosen.told.tolist() == told[[0, 2]].tolist()
+    assert known.without_tags().told is None
 
 
 def test_limit_is_nested_independent_of_order_and_spread() -> None:

@@ -92,6 +92,34 @@ def test_every_part_agrees_with_a_slow_reference(seed: int, has_background: bool
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000))
+def test_naming_agrees_with_a_slow_reference(seed: int) -> None:
+    names, pairs = ["a", "b", "c", "d"], random_pairs(seed)
+    got = score_masks(pairs, names)["named"]
+    true = [set(np.unique(t)) - {0, 255} for _, t, _ in pairs]
+    said = [set(np.unique(p[t != 255])) - {0, 255} for _, t, p in pairs]
+
+    def share(part: int, whole: int) -> float | None:
+        return part / whole if whole else None
+
+    both = sum(len(t & p) for t, p in zip(true, said, strict=True))
+    many_true, many_said = sum(map(len, true)), sum(map(len, said))
+    assert close(got["precision"], share(both, many_said))
+    assert close(got["recall"], share(both, many_true))
+    assert close(got["f1"], share(2 * both, many_said + many_true))
+    for c, name in enumerate(names, 1):
+        hits = sum(c in t and c in p for t, p in zip(true, said, strict=True))
+        whole = sum(c in t for t in true) + sum(c in p for p in said)
+        assert close(got["f1_per_class"][name], share(2 * hits, whole))
+
+
+def test_a_class_is_named_where_it_has_a_known_pixel_anywhere() -> None:
+    pairs = [("a", mask("01x"), mask("102")), ("b", mask("02x"), mask("001"))]  # pixels of unknown truth do not count
+    got = score_masks(pairs, ["cat", "dog", "cow"])["named"]
+    assert got == {"f1": 2 / 3, "precision": 1.0, "recall": 0.5, "f1_per_class": {"cat": 1.0, "dog": 0.0, "cow": None}}
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000))
 def test_areas_agree_with_a_slow_reference(seed: int) -> None:
     pairs = random_pairs(seed, images=8)
     got = score_masks(pairs, ["a", "b", "c", "d"])["by_area"]

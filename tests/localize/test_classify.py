@@ -50,6 +50,24 @@ def test_the_loss_is_the_multi_label_soft_margin() -> None:
     assert loss.total(model, batch).item() / loss.count(batch) == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_classes_that_are_not_told_teach_nothing() -> None:
+    model, batch = net(), images()
+    torch.nn.init.normal_(model.head.weight)
+    pooled = model(model.backbone.preprocess(batch["images"].float() / 255)).mean((2, 3)) + model.head.bias
+    told = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 0, 1], [0, 0, 0]]).bool()
+    batch["tags"] &= told
+    expected = sum(F.multilabel_soft_margin_loss(pooled[i, told[i]][None], batch["tags"][i, told[i]][None].float())
+                   for i in range(3))  # fmt: skip
+    loss = TagLoss(classify.pool(Classify()))
+    assert loss.total(model, {**batch, "told": told}).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert loss.total(model, {**batch, "told": torch.ones_like(told)}).item() == pytest.approx(
+        loss.total(model, batch).item(), rel=1e-6)
+    model.zero_grad()
+    loss.total(model, {**batch, "told": told & torch.tensor([True, False, True])}).backward()
+    assert model.head.bias.grad is not None
+    assert model.head.bias.grad[1] == 0
+
+
 def test_an_image_without_tags_teaches_that_nothing_is_there() -> None:
     model, batch = net(), images(2)
     batch["tags"][:] = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,9 @@ def test_an_adapted_run_draws_other_classes_with_the_same_decoder(made: Tiny, tm
     document = runs.run(request)
     assert document["masks_read_by_fit"] == 0
     assert any("a decoder taught by pixel masks of other classes: crab" in line for line in document["supervision"])
+    first = json.loads((made.out / "scores.json").read_text())["ledger"]
+    assert [line for line in document["supervision"] if line.startswith("before it was adapted: ")] == [
+        f"before it was adapted: {line}" for line in first]  # its tags and weights, too  # fmt: skip
     ran = [s["stage"] for s in document["lineage"] if s["part"] == "fit"]
     assert ran[:2] == ["segment.train_decoder.adapted", "localize.classify.train"]
     before, after = (Weights(verify(p / "weights")["key"], p / "weights").tensors() for p in (made.out, request.out))
@@ -120,6 +124,8 @@ def test_what_cannot_be_adapted_says_so(made: Tiny, trained: Tiny, tmp_path: Pat
         runs.plan(asked(tmp_path / "b", data=THIN, aux=None, adapt=trained.out))
     with pytest.raises(UsageError, match="holds no trained model"):
         runs.plan(asked(tmp_path / "c", data=THIN, aux=None, adapt=tmp_path / "nowhere"))
+    with pytest.raises(UsageError, match="found the run that is adapted, expected another folder"):
+        runs.plan(asked(made.out, data=THIN, aux=None, adapt=made.out))
     with pytest.raises(UsageError, match="leave --aux out"):
         runs.plan(asked(tmp_path / "e", data=THIN, adapt=made.out))
     with pytest.raises(UsageError, match=r"attend\.shape\.width=8: adapt keeps the network"):
@@ -152,7 +158,8 @@ def test_both_sides_come_out_of_one_folder(tmp_path: Path) -> None:
     assert document["classes"] == list(names[:2])
     assert document["masks_read_by_fit"] == 0
     line = next(s for s in document["supervision"] if "other classes" in s)
-    assert line == f"pixel masks of 24 images of other classes: {', '.join(names[2:])}"
+    assert line == (f"pixel masks of 24 images of other classes: {', '.join(names[2:])}; the target's own classes "
+                    "count as background there")
     values = {int(v) for f in (request.out / "masks").rglob("*.png") for v in np.unique(np.asarray(Image.open(f)))}
     assert values <= {0, 1, 2}
     _, plain = runs.plan(request)
@@ -184,6 +191,47 @@ def test_masks_of_val_images_are_left_out_or_told(tmp_path: Path) -> None:
     assert leaking.inputs.aux is not None
     assert len(leaking.inputs.aux.tagged) == 24
     assert any("8 images are in --aux and in val" in line for line in leaking.warnings)
+
+
+def test_masks_that_do_not_fit_their_images_are_found_before_work(tmp_path: Path) -> None:
+    folder, names = tiny.photos(tmp_path / "photos", count=24), preset("basic").classes
+    masks = sorted((folder / "masks").glob("*.png"))
+    Image.open(masks[3]).resize((20, 30), Image.Resampling.NEAREST).save(masks[3])
+    request = asked(tmp_path / "out" / "run", data=THIN, aux=str(folder), aux_only=names[2:],
+                    reading=Reading(max_bad=0.1))  # fmt: skip
+    prepared = runs.plan(request)[1]
+    assert prepared.inputs.aux is not None
+    assert len(prepared.inputs.aux.tagged) == 23
+    assert any("1 masks of --aux cannot be used" in line for line in prepared.warnings)
+    assert [row.path for row in prepared.bad_files] == [f"masks: {masks[3].stem}"]
+    with pytest.raises(DataError, match=r"1 of 24 masks cannot be used, more than --max-bad allows.*30x20"):
+        runs.plan(replace(request, reading=Reading(max_bad=0.0)))
+
+
+def test_an_adapted_run_tells_of_val_images_whose_masks_its_decoder_saw(made: Tiny, tmp_path: Path) -> None:
+    folder, names = tiny.photos(tmp_path / "photos", count=24), preset("basic").classes
+    for split, rows in (("train", range(16)), ("val", range(16, 24))):
+        (folder / "splits").mkdir(exist_ok=True)
+        (folder / "splits" / f"{split}.txt").write_text("".join(f"{k:03d}.png\n" for k in rows))
+    first = asked(tmp_path / "out" / "first", data=TARGET, aux=str(folder), aux_only=names[3:5])
+    runs.run(first)
+    seen = (first.out / "masks_seen.txt").read_text().split()
+    assert len(set(seen)) == 24
+    second = asked(tmp_path / "out" / "second", data=str(folder), aux=None, adapt=first.out, train=("train",),
+                   val=("val",), reading=Reading(only=names[:2]), cache=first.cache)  # fmt: skip
+    assert any("8 images of val are among those whose masks taught the decoder" in line
+               for line in runs.plan(second)[1].warnings)  # fmt: skip
+    runs.run(second)
+    assert (second.out / "masks_seen.txt").read_text().split() == seen  # what it has seen travels along
+    assert not any("whose masks taught" in line for line in runs.plan(replace(second, val=()))[1].warnings)
+
+
+def test_an_adapted_run_is_described_by_the_network_that_it_has(made: Tiny, tmp_path: Path) -> None:
+    request = asked(tmp_path / "a", data=THIN, aux=None, adapt=made.out, budget="standard")
+    cfg = runs.plan(request)[1].cfg
+    model = Weights(verify(made.out / "weights")["key"], made.out / "weights")
+    assert cfg.attend.shape.width == model.meta["shape"]["width"] != type(cfg)().attend.shape.width
+    assert cfg.attend.scale == pytest.approx(float(model.tensors()["scale"]))
 
 
 def test_attention_that_is_frozen_stays_as_it_was(made: Tiny) -> None:

@@ -66,7 +66,8 @@ def test_the_page_says_what_the_document_says(document: Document, put: Put) -> N
     for part in ("48.7 % mIoU on 12 val images", "tags of 12 images · 0 masks read by fit", "45.1", "46.9", "−1.8",
                  "not measured: it was not asked for", "area prior", "two tags always come together",
                  "3 files could not be read", "batch halved for memory", "tagseg run cam scenes", "abc1234",
-                 "Average precision", "boundary IoU", "trimap mIoU, 5 px", "companion", "2 of them without any class"):
+                 "Average precision", "boundary IoU", "trimap mIoU, 5 px", "companion", "2 of them without any class",
+                 "Classes that are named in an image, wherever they are painted: F1"):
         assert part in text
 
 
@@ -98,7 +99,8 @@ def test_text_of_users_is_escaped_everywhere(make: Any, put: Put, add_gallery: A
     document["histories"][NASTY] = document["histories"]["localize.classify.train"]
     document["lineage"][0].update(stage=NASTY, events=[NASTY], part=NASTY, state=NASTY)
     document["operating_point"].update(rule=NASTY, note=NASTY)
-    document["detail"]["val"].update(absent=[NASTY], by_area={NASTY: {"iou": 0.5, "objects": 1}})
+    document["detail"]["val"].update(absent=[NASTY], by_area={NASTY: {"iou": 0.5, "objects": 1}},
+                                     named={"f1": 0.5, "f1_per_class": {NASTY: 0.5}})
     path = page.write(put(document))
     outline = _outline(path)
     assert "script" not in {tag for tag, _ in outline.elements}

@@ -82,3 +82,9 @@ def test_labels_that_hang_on_no_threshold_have_one_row() -> None:
     cut = [r for r in tables.score_rows({"scores": {"pseudo": {"auto": {**scores, "threshold": 0.3}}}})
            if r.name == "pseudo"]
     assert [r.point for r in cut] == ["auto", "k", "oracle"]
+
+
+def test_scores_of_folders_say_how_well_classes_are_named() -> None:
+    text = tables.folder_scores({"miou": 0.5, "named": {"f1": 0.25, "precision": 0.2, "recall": None}})
+    assert text.splitlines()[-1] == "classes named in images: F1 25.0 %  precision 20.0 %  recall – %"
+    assert "named" not in tables.folder_scores({"miou": 0.5})

@@ -207,6 +207,9 @@ def test_both_sets_as_one() -> None:
     row = both.ids.index("target/train/000000")
     assert both.tags[row, :3].tolist() == TARGET.tagged.tags_of("train/000000").tolist()
     assert not both.tags[row, 3:].any()
+    assert both.told is not None  # nothing is known of the other side's classes
+    assert both.told[row].tolist() == [True] * 3 + [False] * (len(both.classes) - 3)
+    assert both.told[both.ids.index("source/train/000001")].tolist() == [False] * 3 + [True] * (len(both.classes) - 3)
     assert np.array_equal(both.source.read("source/train/000001"), SOURCE.tagged.source.read("train/000001"))
     assert both.source.size("source/train/000001") == SOURCE.tagged.source.size("train/000001")
 
@@ -223,6 +226,10 @@ def test_an_image_that_both_sets_have_is_there_once_with_the_tags_of_both() -> N
         assert both.tags[row, : len(target.classes)].tolist() == target.tags_of(sample).tolist()
         assert both.tags[row, len(target.classes) :].tolist() == shared.tags[k].tolist()
     assert both.tagged.all()
+    assert both.told is not None
+    assert both.told[:, len(target.classes) :].any(1).tolist() == [i in ids for i in target.ids]
+    assert Joined(target, replace(shared, ids=target.ids, tags=np.ones((len(target), 2), bool),
+                                  tagged=np.ones(len(target), bool))).tagged.told is None  # fmt: skip
     assert not both.tags[both.ids.index(f"target/{target.ids[0]}"), len(target.classes) :].any()
 
 

@@ -49,7 +49,8 @@ class TaggedSet:
     """Images with tags and without pixel truth: all that a stage which learns from tags can be given.
 
     `ids` sorted, N; `tags` bool (N,C); `tagged` bool (N,): False where nothing is known of an image, which is not the
-    same as a negative (tagged, no tag): such images are predicted but never learned from, see `training`.
+    same as a negative (tagged, no tag): such images are predicted but never learned from, see `training`. `told` bool
+    (N,C): which tags of an image are known, where it is not all of them; those that are not known are False in `tags`.
     Errors: `DataError` where these do not fit together.
     """
 
@@ -60,6 +61,7 @@ class TaggedSet:
     tagged: Bool[np.ndarray, " n"]
     source: ImageSource
     has_background: bool = True
+    told: Bool[np.ndarray, "n c"] | None = None
 
     def __post_init__(self) -> None:
         _check_classes(self.name, self.classes)
@@ -72,6 +74,9 @@ class TaggedSet:
                             f"expected bool {shape[:1]}")
         if self.tags[~self.tagged].any():
             raise DataError(f"set {self.name!r}: images marked as untagged have tags")
+        if self.told is not None and (self.told.shape != shape or self.tags[~self.told].any()):
+            raise DataError(f"set {self.name!r}: found {self.told.shape} told tags, or tags among those that are not "
+                            f"told; expected {shape}, and every tag told")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -104,12 +109,13 @@ class TaggedSet:
 
     def without_tags(self) -> TaggedSet:
         """The same images of which nothing is known: what a segmenter that needs no tags is given."""
-        return replace(self, tags=np.zeros_like(self.tags), tagged=np.zeros_like(self.tagged))
+        return replace(self, tags=np.zeros_like(self.tags), tagged=np.zeros_like(self.tagged), told=None)
 
     @cached_property
     def key(self) -> str:
         """Identity: sha256 over classes, ids, tags and image content. Not the name, the place, or any mask."""
         head = [self.classes, self.has_background, self.ids, self.tags.astype(int).tolist(), self.tagged.tolist()]
+        head += [] if self.told is None else [self.told.astype(int).tolist()]
         content = [self.source.digest(id) for id in self.ids]
         return _sha256("tagged", [*head, content])
 
@@ -130,7 +136,8 @@ class TaggedSet:
 
     def _rows(self, rows: np.ndarray) -> TaggedSet:
         ids = tuple(self.ids[row] for row in rows)
-        return replace(self, ids=ids, tags=self.tags[rows], tagged=self.tagged[rows])
+        told = None if self.told is None else self.told[rows]
+        return replace(self, ids=ids, tags=self.tags[rows], tagged=self.tagged[rows], told=told)
 
 
 @dataclass(frozen=True, eq=False)

@@ -194,16 +194,19 @@ class Draws:
     seed: int
     labels: Callable[[str], U8 | I32] | None = None
     positives: float = 0.0
+    told: np.ndarray | None = None  # bool (N,C)
 
     def __call__(self, step: int) -> dict[str, Tensor]:
         """Batch of a step: `images` uint8 (B,3,h,w), `tags` bool (B,C) and, with labels, `labels` uint8 (B,h,w),
-        or int32 where they are ids of regions."""
+        or int32 where they are ids of regions; `told` bool (B,C) where not all tags are known."""
         group, chosen = self._members(step)
         drawn = [self._draw(index, number, self.shapes.crops[group]) for index, number in chosen]
         batch = {
             "images": torch.from_numpy(np.stack([image for image, _ in drawn])),
             "tags": torch.from_numpy(self.tags[[index for index, _ in chosen]]),
         }
+        if self.told is not None:
+            batch["told"] = torch.from_numpy(self.told[[index for index, _ in chosen]])
         if self.labels is not None:
             batch["labels"] = torch.from_numpy(np.stack([mask for _, mask in drawn if mask is not None]))
         return batch
@@ -240,7 +243,8 @@ def drawn_from(
         shapes = Shapes(((augment.size, augment.size),), np.zeros(len(tagged.ids), np.int64))
     else:
         shapes = crop_shapes([tagged.source.size(i) for i in tagged.ids], augment.size, batch)
-    return Draws(tagged.source, tagged.ids, tagged.tags, shapes, augment, batch, seed, labels, positives)
+    return Draws(tagged.source, tagged.ids, tagged.tags, shapes, augment, batch, seed, labels, positives,
+                 tagged.told)
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from tagseg.types import UsageError
 _SHOWN = 5
 Rest = Literal["background", "drop", "ignore"]
 RESTS: tuple[Rest, ...] = get_args(Rest)
-SAID = {"drop": "; images with classes of the target left out",
+SAID = {"background": "; the target's own classes count as background there",
+        "drop": "; images with classes of the target left out",
         "ignore": "; where the target's own classes lie in them was looked at and left out"}  # fmt: skip
 
 
@@ -31,6 +32,12 @@ class OtherMasks:
 
     masked: MaskedSet
     rest: Rest = "background"
+    overlap: bool = False  # whether the folder has classes of the target at all
+
+    @property
+    def said(self) -> str:
+        """What the ledger says of the target's classes in these images."""
+        return SAID[self.rest] if self.overlap else ""
 
     @property
     def tagged(self) -> TaggedSet:
@@ -79,7 +86,7 @@ def of_other_classes(masked: MaskedSet, target: tuple[str, ...], only: tuple[str
         masked = chosen(masked, only, "--aux-only", unknown=both if rest == "ignore" else ())
     if not masked.tagged.tags.any():
         raise UsageError(f"--aux: no image of {masked.name!r} has a tag, expected masks of tagged objects")
-    return OtherMasks(masked, rest if both else "background")
+    return OtherMasks(masked, rest if both else "background", bool(both))
 
 
 @dataclass(frozen=True)
@@ -105,7 +112,8 @@ class JoinedImages:
 class Joined:
     """Target and source as one set of tags: classes of the target first, images by target/ID and source/ID.
 
-    An image that both have, told by content, is there once, as the target's, with the tags of both.
+    An image that both have, known by its content, is there once, as the target's, with the tags of both. Of an image of
+    one side nothing is told about the classes of the other: that it has no such tag does not say that it has none.
     """
 
     target: TaggedSet
@@ -121,10 +129,14 @@ class Joined:
         tags = np.zeros((len(ids), many + few), np.bool_)
         tags[: len(alone), many:], tags[len(alone) :, :many] = self.source.tags[alone], self.target.tags
         tagged = np.concatenate([self.source.tagged[alone], self.target.tagged])
+        told = np.zeros_like(tags)
+        told[: len(alone), many:] = self.source.tagged[alone, None]
+        told[len(alone) :, :many] = self.target.tagged[:, None]
         for k in np.flatnonzero(same >= 0):
             tags[len(alone) + same[k], many:] |= self.source.tags[k]
             tagged[len(alone) + same[k]] |= self.source.tagged[k]
+            told[len(alone) + same[k], many:] = self.source.tagged[k]
         images = JoinedImages({"target": self.target.source, "source": self.source.source})
         classes = (*self.target.classes, *self.source.classes)
         return TaggedSet(f"{self.target.name} and {self.source.name}", classes, tuple(ids), tags, tagged, images,
-                         self.target.has_background)  # fmt: skip
+                         self.target.has_background, None if told.all() else told)  # fmt: skip

@@ -41,6 +41,7 @@ class MaskTally:
     tag_images: I64   # (tag count,)
     boundary: I64     # (2, C+1) intersection, union
     trimap: I64       # (widths, C+1, C+2)
+    named: I64        # (3, C) images: with a pixel of the class in both masks, in the prediction, in truth
     parts: ClassCounts
     per_image: list[tuple[str, float | None]] = field(default_factory=list)
 
@@ -52,19 +53,22 @@ class MaskTally:
         table = (classes + 1, classes + 2)
         return MaskTally(tuple(names), has_background, np.zeros((len(TAG_COUNTS), *table), np.int64),
                          np.zeros(len(TAG_COUNTS), np.int64), np.zeros((2, classes + 1), np.int64),
-                         np.zeros((len(TRIMAP_WIDTHS), *table), np.int64), ClassCounts.empty(classes))
+                         np.zeros((len(TRIMAP_WIDTHS), *table), np.int64), np.zeros((3, classes), np.int64),
+                         ClassCounts.empty(classes))
 
     def add(self, sample: str, truth: U8, predicted: U8) -> None:
         """Count one image. Nothing is counted when its masks are refused."""
         _check_pair(sample, truth, predicted, len(self.names), self.has_background)
         classes = len(self.names)
         counts = confusion(truth, predicted, classes)
-        present = np.flatnonzero(counts[1:].sum(axis=1)) + 1
+        true, said = counts[1:].any(axis=1), counts[:, 1:-1].any(axis=0)
+        present = np.flatnonzero(true) + 1
         group = min(len(present), len(TAG_COUNTS) - 1)
         self.by_tags[group] += counts
         self.tag_images[group] += 1
         self.boundary[:] += boundary_counts(truth, predicted, classes)
         self.trimap[:] += trimap_confusion(truth, predicted, classes)
+        self.named[:] += (true & said, said, true)
         self.parts.add(counts, present, truth.size)
         self.per_image.append((sample, _image_score(counts, self.has_background)))
 
@@ -74,7 +78,8 @@ class MaskTally:
             raise DataError(f"tallies of different classes: {self.names} and {other.names}; expected the same list")
         return MaskTally(self.names, self.has_background, self.by_tags + other.by_tags,
                          self.tag_images + other.tag_images, self.boundary + other.boundary,
-                         self.trimap + other.trimap, self.parts.merged(other.parts), self.per_image + other.per_image)
+                         self.trimap + other.trimap, self.named + other.named, self.parts.merged(other.parts),
+                         self.per_image + other.per_image)
 
     def scores(self) -> dict[str, Any]:
         """Everything as JSON-ready values; see `score_masks`."""
@@ -85,6 +90,7 @@ class MaskTally:
             **asdict(whole),
             "absent": [name for name, iou in whole.per_class.items() if iou is None],
             **self._near_contours(),
+            "named": named(self.named, self.names),
             "by_area": self.parts.by_area(),
             "by_tag_count": self._by_tag_count(),
             "by_company": self.parts.by_company(self.names),
@@ -109,6 +115,20 @@ class MaskTally:
         groups = zip(TAG_COUNTS, self.tag_images, self.by_tags, strict=True)
         return {name: {"miou": summary(c, self.names, self.has_background).miou if n else None, "images": int(n)}
                 for name, n, c in groups}
+
+
+def named(counts: I64, names: Sequence[str]) -> dict[str, Any]:
+    """How well a prediction names classes, wherever it paints them: `counts` (3,C) as in `MaskTally`, over all pairs of
+    image and class, and F1 of each class; None where a share is of nothing.
+    """
+    both, said, true = (int(n) for n in counts.sum(axis=1))
+    per_class = {name: _share(2 * b, s + t) for name, (b, s, t) in zip(names, counts.T.tolist(), strict=True)}
+    return {"f1": _share(2 * both, said + true), "precision": _share(both, said), "recall": _share(both, true),
+            "f1_per_class": per_class}  # fmt: skip
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
 
 
 def _check_pair(sample: str, truth: U8, predicted: U8, classes: int, has_background: bool) -> None:

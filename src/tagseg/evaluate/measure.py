@@ -29,7 +29,7 @@ class MeasureMaps:
     also: tuple[float, ...] = ()
 
 
-@stage(Scores, version=1)
+@stage(Scores, version=2)
 def labels(work: Work, predicted: LabelSet, truth: MaskedSet, cfg: MeasureLabels) -> None:
     """Everything that `evaluate.masks` counts, over the images that have both labels and truth."""
     tally = MaskTally.empty(truth.classes, truth.has_background)
@@ -102,6 +102,8 @@ def entry(scores: dict[str, Any], images: int, threshold: float | None = None) -
     chosen: dict[str, Any] = {
         n: scores[n] for n in ("miou", "precision", "recall", "per_class", "boundary_iou") if n in scores
     }
+    if "named" in scores:
+        chosen["tag_f1"] = scores["named"]["f1"]
     return {**chosen, "images": images, **({} if threshold is None else {"threshold": threshold})}
 
 

@@ -140,7 +140,9 @@ def flattened(x: Tensor, layer: Layer) -> Tensor:
 
 @dataclass(frozen=True)
 class TagLoss:
-    """Multi-label soft margin: mean over classes of the binary cross-entropy of image logits, one per image."""
+    """Multi-label soft margin: mean over classes of the binary cross-entropy of image logits, one per image; over the
+    classes that are told, where not all are.
+    """
 
     pool: Callable[[Tensor], Tensor]
 
@@ -150,7 +152,11 @@ class TagLoss:
     def total(self, model: nn.Module, batch: Batch) -> Tensor:
         assert isinstance(model, TagNet)
         maps = model(model.backbone.preprocess(batch["images"].float() / 255))
-        return tag_loss(model.head.logits(maps.float(), self.pool), batch["tags"])
+        logits, told = model.head.logits(maps.float(), self.pool), batch.get("told")
+        if told is None:
+            return tag_loss(logits, batch["tags"])
+        losses = F.binary_cross_entropy_with_logits(logits, batch["tags"].float(), reduction="none")
+        return ((losses * told).sum(1) / told.sum(1).clamp(min=1)).sum()
 
 
 def tag_losses(logits: Tensor, tags: Tensor) -> Tensor:

@@ -81,6 +81,12 @@ def fit(run: Run, inputs: Inputs, cfg: Config) -> Fitted:
     return finished(run, inputs, train_decoder.joint(run, target, aux, attending, cfg.draw), cfg)  # Eq. 10-13
 
 
+def as_trained(cfg: Config, model: Weights) -> Config:
+    """The config with the network of the run that is adapted, which a budget or a file may describe otherwise."""
+    shape = type(cfg.attend.shape)(**model.meta["shape"])
+    return replace(cfg, attend=replace(cfg.attend, shape=shape, scale=float(model.tensors()["scale"])))
+
+
 def check_sizes(cfg: Config) -> None:
     """Raise `UsageError` where attention "fc" would learn on one grid and be shown another, before anything learns."""
     sizes = {"attend.augment.size": cfg.attend.augment.size, "draw.augment.size": cfg.draw.augment.size,

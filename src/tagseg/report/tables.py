@@ -140,6 +140,9 @@ def folder_scores(scores: Mapping[str, Any]) -> str:
              f"({count(scores.get('images'))} images)"]
     for name, iou in mapping(scores.get("per_class")).items():
         lines.append(f"  {clean(name):20s} {percent(iou):>6s} %")
+    if named := mapping(scores.get("named")):
+        lines.append(f"classes named in images: F1 {percent(named.get('f1'))} %  "
+                     f"precision {percent(named.get('precision'))} %  recall {percent(named.get('recall'))} %")
     return "\n".join(lines + [f"note: {clean(note)}" for note in listed(scores.get("notes"))])
 
 

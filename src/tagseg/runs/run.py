@@ -26,6 +26,7 @@ from tagseg.methods.protocol import Fitted
 from tagseg.report import page
 from tagseg.runs import setup
 from tagseg.runs.gallery import gallery
+from tagseg.runs.given import SEEN, seen_before
 from tagseg.runs.measure import Measured, Predicted, measured, predict_all
 from tagseg.runs.request import REQUEST, remembered
 from tagseg.runs.setup import Prepared, Request, prepare
@@ -251,11 +252,13 @@ def _without_curves(findings: dict[str, Any]) -> dict[str, Any]:
 
 def _write_model(out: Path, prepared: Prepared, predicted: Predicted, fitted: Fitted) -> None:
     """Model, config and masks, before anything is measured; what an earlier run left in this folder goes first."""
-    for name in ("scores.json", "report.json", "report.html", "metrics.csv", "per_class.csv"):
+    for name in ("scores.json", "report.json", "report.html", "metrics.csv", "per_class.csv", SEEN):
         (out / name).unlink(missing_ok=True)
     for folder in ("masks", "gallery"):
         shutil.rmtree(out / folder, ignore_errors=True)
     _copy(fitted.model, out / "weights")
+    if seen := masks_seen(prepared):
+        write_atomic(out / SEEN, "".join(f"{digest}\n" for digest in sorted(seen)).encode())
     write_atomic(out / "config.yaml", yaml.safe_dump(config.canonical(prepared.cfg), sort_keys=False).encode())
     environment = {
         "method": prepared.request.method,
@@ -270,6 +273,14 @@ def _write_model(out: Path, prepared: Prepared, predicted: Predicted, fitted: Fi
     for labels in predicted.val:
         spacing = spacing_of(predicted.images.source, labels.id)
         write_atomic(out / "masks" / f"{labels.id}.png", png(labels.pixels, palette=True, spacing=spacing))
+
+
+def masks_seen(prepared: Prepared) -> frozenset[str]:
+    """Digests of the images whose masks of other classes were learned from, here or by the run that was adapted."""
+    aux = prepared.inputs.aux
+    if aux is not None:
+        return frozenset(aux.tagged.source.digest(i) for i in aux.tagged.ids)
+    return seen_before(prepared.request) if prepared.request.adapt is not None else frozenset()
 
 
 def _write_results(out: Path, document: dict[str, Any]) -> None:

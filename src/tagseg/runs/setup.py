@@ -16,13 +16,22 @@ from tagseg import config, methods
 from tagseg.artifacts import Weights
 from tagseg.data.files import BadFile
 from tagseg.data.folder import Opened, open_set
-from tagseg.data.index import MaskedSet, TaggedSet, check_size
+from tagseg.data.index import MaskedSet, TaggedSet
 from tagseg.data.other_masks import SAID
 from tagseg.data.saliency_folder import check_maps
 from tagseg.data.weights import Pretrained, find
 from tagseg.disk import write_atomic
 from tagseg.methods.protocol import Inputs
-from tagseg.runs.given import check_model, given_aux, given_model, given_picks, given_saliency
+from tagseg.runs.given import (
+    check_model,
+    given_aux,
+    given_model,
+    given_picks,
+    given_saliency,
+    seen_before,
+    told_before,
+    usable,
+)
 from tagseg.runs.request import Request
 from tagseg.training.schedule import recipe_values
 from tagseg.types import DataError, EnvironmentFault, UsageError
@@ -77,6 +86,8 @@ def prepare(request: Request) -> Prepared:
     trained = given_model(request, method)
     backbone = _backbone(request, trained)
     cfg = configure(method.Config(), request, device, precision, backbone)
+    if trained is not None:
+        cfg = method.as_trained(cfg, trained)
     check_backbones(cfg, backbone)
     check_devices(cfg)
     val = open_val(request)
@@ -93,7 +104,7 @@ def prepare(request: Request) -> Prepared:
     if given is not None:
         check_maps(given, tagged.images(), request.workers)
     picks, passed = given_picks(request, method, tagged)
-    aux = given_aux(request, method, tagged, val.images if val else None)
+    aux, aux_bad = given_aux(request, method, tagged, val.images if val else None)
     told = check_model(trained, tagged, cfg.maps.size) if trained else []
     inputs = Inputs(tagged, find(request.weights, expected=backbone), aux, given, picks, trained)
     warnings = (
@@ -103,10 +114,11 @@ def prepare(request: Request) -> Prepared:
         *shared_images(aux.tagged if aux else None, val.images if val else None, "--aux"),
         *mask_warnings(truth, bad, "training"),
         *mask_warnings(val_truth, val_bad, "val"),
+        *aux_warnings(request, aux_bad, val.images if val else None),
         *passed,
         *told,
     )
-    masks = (*bad, *val_bad)
+    masks = (*bad, *val_bad, *aux_bad)
     return Prepared(request, method, cfg, inputs, truth, val, opened, device, precision, backbone, warnings, masks)
 
 
@@ -146,28 +158,6 @@ def own_folder(out: Path, marker: str) -> None:
         write_atomic(out / marker, b"")
 
 
-def usable(truth: MaskedSet | None, max_bad: float) -> tuple[MaskedSet | None, tuple[BadFile, ...]]:
-    """The part of the truth that can be scored on, looked at now and not after hours of work, and what is wrong.
-
-    The fit sees no mask, so a wrong one stops nothing; above `max_bad` there are no numbers at all, for then the masks
-    are not what they are taken for.
-    """
-    if truth is None:
-        return None, ()
-    bad = []
-    for sample in truth.ids:
-        try:
-            check_size(sample, truth.mask(sample).shape, truth.tagged.source.size(sample))
-        except DataError as error:
-            bad.append(BadFile(f"masks: {sample}", "no-truth", str(error)))
-    wrong = {row.path.removeprefix("masks: ") for row in bad}
-    if not bad:
-        return truth, ()
-    if len(bad) > max_bad * len(truth):
-        return None, tuple(bad)
-    return truth.select([i for i in truth.ids if i not in wrong]), tuple(bad)
-
-
 def mask_warnings(truth: MaskedSet | None, bad: tuple[BadFile, ...], which: str) -> tuple[str, ...]:
     """What is said of masks that cannot serve as truth."""
     if not bad:
@@ -184,6 +174,21 @@ def apart(opened: Opened, val: Opened) -> Opened:
         raise UsageError("every image is in --val; name the splits to learn from with --train")
     truth = opened.truth.select([i for i in opened.truth.ids if i not in held]) if opened.truth else None
     return replace(opened, images=opened.images.select(ids), truth=truth if truth and len(truth) else None)
+
+
+def aux_warnings(request: Request, bad: tuple[BadFile, ...], val: TaggedSet | None) -> list[str]:
+    """What is said of masks of other classes: those that cannot be used, and val images among those of before."""
+    told = []
+    if bad:
+        told.append(f"{len(bad)} masks of --aux cannot be used, their images were left out (bad_files.csv): "
+                    f"{bad[0].detail}")
+    if request.adapt is not None and val is not None:
+        seen = seen_before(request)
+        twice = [i for i in val.ids if val.source.digest(i) in seen]
+        if twice:
+            told.append(f"{len(twice)} images of val are among those whose masks taught the decoder, for example "
+                        f"{twice[0]!r}: the val numbers are too good")
+    return told
 
 
 def check_backbones(cfg: Any, backbone: str) -> None:
@@ -328,11 +333,12 @@ def ledger(prepared: Prepared) -> list[str]:
     if prepared.inputs.aux is not None:
         aux = prepared.inputs.aux
         lines.append(f"pixel masks of {len(aux.tagged)} images of other classes: {', '.join(aux.classes)}"
-                     f"{SAID.get(aux.rest, '')}")
+                     f"{aux.said}")
     if prepared.inputs.trained is not None:
         masked = prepared.inputs.trained.meta["masked"]
         rest = SAID.get(prepared.inputs.trained.meta.get("rest", ""), "")
         lines.append(f"a decoder taught by pixel masks of other classes: {', '.join(masked)}{rest}")
+        lines += [f"before it was adapted: {line}" for line in told_before(prepared.request)]
     if prepared.inputs.saliency is not None:
         lines.append(f"saliency maps from elsewhere: {prepared.inputs.saliency.origin}")
     picks = prepared.inputs.picks

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tagseg.artifacts import MapSet, Scores, Weights, write_maps, write_weights
 from tagseg.data.index import TaggedSet
+from tagseg.data.loader import FILL
 from tagseg.inference import coarser, net_shape, one_thread, resized
 from tagseg.nets.attention_decoder import TransferNet, foreground_share
 from tagseg.ops.geometry import resample
@@ -62,14 +63,14 @@ class Looked(Drawn):
     part: Part = "drawn"
 
 
-@stage(MapSet, version=4)
+@stage(MapSet, version=5)
 def maps(work: Work, tagged: TaggedSet, model: Weights, cfg: Looked) -> None:
     """Foreground of every tag of every image: its probability by the decoder; attention is divided by its maximum."""
     present = dict(zip(tagged.ids, tagged.tags, strict=True))
     _write(work, tagged, load(model), cfg, lambda sample: present[sample], cfg.part)
 
 
-@stage(MapSet, version=4)
+@stage(MapSet, version=5)
 def predicted(work: Work, images: TaggedSet, model: Weights, scores: Scores, cfg: Drawn) -> None:
     """Foreground of the classes that the tagger sees; `scores` holds its word on every image, by id."""
     forced = cfg.always == "yes" or (cfg.always == "usual" and not model.meta["negatives"])
@@ -105,14 +106,15 @@ def _write(work: Work, images: TaggedSet, model: TransferNet, cfg: Drawn, presen
 def drawn(model: TransferNet, image: U8, classes: np.ndarray, cfg: Drawn, part: Part, size: tuple[int, int]) -> F32:
     """Maps (K,h,w) in 0..1 of classes (K,), counted from 0, of one image (3,H,W).
 
-    Attention "fc" sees one grid: where it is a square, the image is shown in one, black below or to the right of it.
+    Attention "fc" sees one grid: where it is a square, the image is shown in one; below or to the right of it lies the
+    colour that fills training crops.
     """
     if not len(classes):
         return np.zeros((0, *size), np.float32)
     grid = model.attention.grid
     if model.shape.attention == "fc" and grid is not None and grid[0] == grid[1]:
         side, fine_side = max(image.shape[1:]), max(size)
-        square = np.zeros((3, side, side), np.uint8)
+        square = np.broadcast_to(np.array(FILL, np.uint8)[:, None, None], (3, side, side)).copy()
         square[:, : image.shape[1], : image.shape[2]] = image
         whole = _shown(model, square, classes, cfg, part, (cfg.size, cfg.size), (fine_side, fine_side))
         return whole[:, : size[0], : size[1]]

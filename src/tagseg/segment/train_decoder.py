@@ -147,7 +147,7 @@ class RowLoss:
         if self.judge == "tags" and self.tags:
             wrong = F.binary_cross_entropy_with_logits(model.seen(encoded).float(), batch["tags"].float(),
                                                        batch["told"].float(), reduction="sum")
-            loss = loss + wrong / batch["told"].shape[1]
+            loss = loss + self.tags * wrong / batch["told"].shape[1]
         known = which >= self.offset
         if self.masks and bool(known.any()):
             targets = outlines(batch["labels"][image[known]], which[known] - self.offset + 1)
@@ -190,7 +190,7 @@ def pretrained(work: Work, start: Pretrained, cfg: Encoder) -> None:
                   {"backbone": cfg.backbone, "stride": cfg.stride})  # fmt: skip
 
 
-@stage(Weights, version=6)
+@stage(Weights, version=7)
 def attention(work: Work, target: TaggedSet, source: TaggedSet, encoder: Weights, cfg: Attend) -> None:
     """Where each class of both sets lies, learned from tags alone on a frozen encoder: pretrained or a classifier's."""
     torch.manual_seed(int(cfg.seed))
@@ -225,7 +225,7 @@ def attention(work: Work, target: TaggedSet, source: TaggedSet, encoder: Weights
                             "size": cfg.augment.size})  # fmt: skip
 
 
-@stage(Weights, version=6)
+@stage(Weights, version=7)
 def joint(work: Work, target: TaggedSet, aux: OtherMasks, before: Weights, cfg: Draw) -> None:
     """The same network with its decoder, taught the outlines of the other classes."""
     torch.manual_seed(int(cfg.seed))
@@ -236,14 +236,15 @@ def joint(work: Work, target: TaggedSet, aux: OtherMasks, before: Weights, cfg: 
         drawn_from(source, cfg.augment, cfg.schedule.batch, int(cfg.seed) + 1, aux.mask),
         len(target.classes),
     )
-    loss = RowLoss(cfg.tags, cfg.masks, draws.offset, cfg.judge)
-    parts = model.learned(attention=cfg.attention == "learns", decoder=True)
+    learns = cfg.attention == "learns"
+    loss = RowLoss(cfg.tags if learns else 0.0, cfg.masks, draws.offset, cfg.judge)
+    parts = model.learned(attention=learns, decoder=True)
     _train(work, model, draws, loss, cfg, parts)
     described(work, model, {**before.meta, "masked": list(aux.classes), "rest": aux.rest,
                             "size": cfg.augment.size})  # fmt: skip
 
 
-@stage(Weights, version=6)
+@stage(Weights, version=7)
 def adapted(work: Work, target: TaggedSet, before: Weights, cfg: Attend) -> None:
     """The same network for other classes: what names a class and tells classes apart is learned anew, attention goes on
     learning, encoder and decoder stay as they are. `cfg.shape` and `cfg.scale` are those of `before`.
