@@ -29,7 +29,8 @@ from tagseg.types import DataError, UsageError
 from tiny import SOURCE, TARGET, Tiny
 
 FIT = ["localize.classify.train", "segment.train_decoder.attention", "segment.train_decoder.joint",
-       "localize.classify.train", "segment.predict_decoder.finished", "segment.predict_decoder.maps",
+       "localize.classify.train", "localize.recognise.taught", "segment.predict_decoder.finished",
+       "segment.predict_decoder.maps",
        "refine.threshold.fixed", "refine.class_crf.labels"]  # fmt: skip
 
 
@@ -89,7 +90,9 @@ def test_prediction_draws_what_the_tagger_sees(made: Tiny) -> None:
     for sample in images.ids:
         assert len(scores[sample]) == 3
         assert all(0 <= share <= 1 for share in scores[sample])
-        seen = predict_decoder.told(np.array(scores[sample]), cfg.predict.maps.tag, True)
+        assert cfg.predict.maps.tag == "measured"
+        least = np.array(made.fitted.model.meta["counts_from"])
+        seen = predict_decoder.told(np.array(scores[sample]), least, True)
         assert set(np.unique(masks.get(sample).pixels).tolist()) <= {0, *(np.flatnonzero(seen) + 1).tolist()}
 
 

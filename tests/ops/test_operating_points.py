@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tagseg.ops.operating_points import crossing, evidence_left, otsu
+from tagseg.ops.operating_points import best_f1, crossing, evidence_left, otsu
 
 BINS = 10
 
@@ -89,3 +89,30 @@ def test_otsu_is_the_best_of_all_cuts_by_a_slow_reference(counts: np.ndarray) ->
 
     for found in (otsu(counts), otsu(50 * counts)):  # cuts that are equally good may change places by rounding
         assert between(round(found * BINS)) == pytest.approx(max(between(cut) for cut in range(BINS)), abs=1e-7)
+
+
+# ---- where a tag is said to be there ----
+
+def test_best_f1_by_hand() -> None:
+    scores, tags = np.array([0.9, 0.2, 0.6, 0.4]), np.array([True, False, True, False])
+    assert best_f1(scores, tags) == pytest.approx(0.5)  # both tags and nothing else
+    tags = np.array([True, True, False, False])
+    # F1 by the lowest score said: .9: 2/3, .6: 2/4, .4: 2/5, .2: 4/6; of the equal ones the higher cut
+    assert best_f1(scores, tags) == pytest.approx(0.75)
+    assert best_f1(scores, np.array([False, True, True, True])) == pytest.approx(0.1)  # all four: 6/7
+    assert best_f1(scores, np.zeros(4, bool)) is None
+    assert best_f1(np.full(4, 0.3), tags) == pytest.approx(0.15)  # equal scores are said together
+
+
+@given(arrays(np.float64, 12, elements=st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 1.0])), arrays(np.bool_, 12))
+def test_no_cut_has_a_better_f1(scores: np.ndarray, tags: np.ndarray) -> None:
+    found = best_f1(scores, tags)
+    if found is None:
+        assert not tags.any()
+        return
+
+    def f1(cut: float) -> float:
+        said = scores >= cut
+        return 2 * float((said & tags).sum()) / float(said.sum() + tags.sum())
+
+    assert f1(found) >= max(f1(cut) for cut in (0.0, 0.05, 0.2, 0.4, 0.6, 0.8, 0.95)) - 1e-12

@@ -190,9 +190,10 @@ def test_transfernet_s7_12_the_share_of_foreground_and_what_is_drawn() -> None:
     logits = torch.tensor([[[[0.3]], [[1.1]]]])
     f, g = np.exp(1.1), np.exp(0.3)
     assert foreground_share(logits, 0.5).item() == pytest.approx(f / (f + 0.5 * g))
-    assert told(np.array([0.7, 0.2, 0.61]), 0.6, True).tolist() == [True, False, True]
-    assert told(np.array([0.3, 0.5, 0.1]), 0.6, True).tolist() == [False, True, False]
-    assert told(np.array([0.3, 0.5, 0.1]), 0.6, False).tolist() == [False, False, False]
+    assert told(np.array([0.7, 0.2, 0.61]), np.array(0.6), True).tolist() == [True, False, True]
+    assert told(np.array([0.3, 0.5, 0.1]), np.array(0.6), True).tolist() == [False, True, False]
+    assert told(np.array([0.3, 0.5, 0.1]), np.array(0.6), False).tolist() == [False, False, False]
+    assert told(np.array([0.3, 0.5, 0.1]), np.array([0.2, 0.6, 0.1]), True).tolist() == [True, False, True]
 
 
 def test_transfernet_s7_14_overlapping_classes_are_refused() -> None:

@@ -32,9 +32,18 @@ class Recognise:
 @stage(Scores, version=1)
 def scores(work: Work, images: TaggedSet, model: Weights, cfg: Recognise) -> None:
     """The probability of each class by image id, the mean over views, by the tagger inside of a model."""
-    meta = model.meta["tagger"]
     own = {name.removeprefix(PREFIX): t for name, t in model.tensors().items() if name.startswith(PREFIX)}
-    net, pooled = built(meta, own), pool_by(meta)
+    _write(work, images, model.meta["tagger"], own, cfg)
+
+
+@stage(Scores, version=1)
+def taught(work: Work, tagged: TaggedSet, tagger: Weights, cfg: Recognise) -> None:
+    """The same of the images that a tagger has learned from, before it travels inside of anything."""
+    _write(work, tagged.training(), tagger.meta, tagger.tensors(), cfg)
+
+
+def _write(work: Work, images: TaggedSet, meta: dict[str, Any], tensors: dict[str, Tensor], cfg: Recognise) -> None:
+    net, pooled = built(meta, tensors), pool_by(meta)
 
     def read(maps: Tensor, in_size: tuple[int, int], out_size: tuple[int, int]) -> Tensor:
         return net.head.logits(maps.float(), pooled).sigmoid()[:, :, None, None]

@@ -102,7 +102,8 @@ def finished(run: Run, inputs: Inputs, drawing: Weights, cfg: Config) -> Fitted:
     """The network with a tagger, and what it draws of the training images."""
     target = inputs.tagged
     tagger = classify.train(run, target, inputs.pretrained, cfg.tagger)
-    model = predict_decoder.finished(run, target, drawing, tagger, predict_decoder.Finish())
+    seen = recognise.taught(run, target, tagger, cfg.predict.recognise)
+    model = predict_decoder.finished(run, target, drawing, tagger, seen, predict_decoder.Finish())
     found = predict_decoder.maps(run, target, model, cfg.maps)
     half = threshold.fixed(run, threshold.Fixed(0.5, "the decoder's foreground is a probability"))
     return Fitted(model, tagger, found, half, None, class_crf.labels(run, target, found, cfg.crf))

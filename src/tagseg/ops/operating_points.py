@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 
 def evidence_left(
@@ -37,3 +37,19 @@ def otsu(counts: Float[np.ndarray, "bins"]) -> float:
     low, low_mean = np.cumsum(p) - p, np.cumsum(p * centres) - p * centres  # strictly below the bin's left edge
     between = ((p * centres).sum() * low - low_mean) ** 2 / np.maximum(low * (1 - low), 1e-12)
     return float(between.argmax() / len(p))
+
+
+def best_f1(scores: Float[np.ndarray, "n"], tags: Bool[np.ndarray, "n"]) -> float | None:
+    """The cut of scores 0..1 at which saying "has the tag" from it on has the best F1; the highest of equal ones.
+
+    It lies halfway to the next score below (to 0 at the last one). None where no image has the tag.
+    """
+    if not tags.any():
+        return None
+    order = np.argsort(-scores, kind="stable")
+    ranked, hits = scores[order], np.cumsum(tags[order])
+    last = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)  # equal scores are said together
+    f1 = 2 * hits[last] / (last + 1 + int(tags.sum()))
+    best = int(f1.argmax())
+    below = ranked[last[best] + 1] if last[best] + 1 < len(ranked) else 0.0
+    return float((ranked[last[best]] + below) / 2)

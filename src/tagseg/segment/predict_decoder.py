@@ -17,30 +17,36 @@ from tagseg.data.loader import FILL
 from tagseg.inference import coarser, net_shape, one_thread, resized
 from tagseg.nets.attention_decoder import TransferNet, foreground_share
 from tagseg.ops.geometry import resample
+from tagseg.ops.operating_points import best_f1
 from tagseg.ops.scores import or_best
 from tagseg.segment.train_decoder import load
 from tagseg.store import Work, stage
 from tagseg.types import F32, F64, U8, Bool, ClassMaps
 
 Part = Literal["drawn", "dense", "attention"]
+SOURCED = 0.6  # the authors' score from which a class counts
 
 
 @dataclass(frozen=True)
 class Drawn:
     """`size`: square root of the area at which images are shown. `background`: what its own probability is weighed by.
 
-    `tag`: the score from which the tagger's class counts; the best one where none does, unless there were images
-    without any tag to learn from (`always`: "yes", "no"). `grid`: maps are stored at 1/grid of the image's sides.
+    `tag`: the score from which the tagger's class counts; "measured": that of each class at which the tags of the
+    training images are told best (by F1). The best class where none counts, unless there were images without any tag to
+    learn from (`always`: "yes", "no"). `grid`: maps are stored at 1/grid of the image's sides.
     """
 
     size: int = 256
     background: float = 0.5
-    tag: float = 0.6
+    tag: float | Literal["measured"] = "measured"
     always: Literal["usual", "yes", "no"] = "usual"
     grid: int = 2
     device: str = "auto"
 
-    BUDGETS: ClassVar[dict[str, dict[str, Any]]] = {"quick": {"size": 96, "grid": 1}, "paper": {"size": 320}}
+    BUDGETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "quick": {"size": 96, "grid": 1},
+        "paper": {"size": 320, "tag": SOURCED},
+    }
 
 
 @dataclass(frozen=True)
@@ -48,12 +54,18 @@ class Finish:
     """Nothing to set."""
 
 
-@stage(Weights, version=1)
-def finished(work: Work, target: TaggedSet, model: Weights, tagger: Weights, cfg: Finish) -> None:
-    """The network with the tagger of its target classes, which prediction without tags needs."""
+@stage(Weights, version=2)
+def finished(work: Work, target: TaggedSet, model: Weights, tagger: Weights, seen: Scores, cfg: Finish) -> None:
+    """The network with the tagger of its target classes, which prediction without tags needs, and the score from which
+    each of them counts, by what the tagger says of the training images (`seen`, by id).
+    """
+    known, scores = target.training(), seen.read()
+    said = np.array([scores[sample] for sample in known.ids])
+    found = [best_f1(said[:, c], known.tags[:, c]) for c in range(len(known.classes))]
     tensors = {**model.tensors(), **{f"tagger.{name}": tensor for name, tensor in tagger.tensors().items()}}
     write_weights(work, tensors, {**model.meta, "has_background": True, "tagger": tagger.meta,
-                                  "negatives": bool((~target.training().tags.any(1)).any())})  # fmt: skip
+                                  "counts_from": [SOURCED if one is None else round(one, 6) for one in found],
+                                  "negatives": bool((~known.tags.any(1)).any())})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,12 +86,12 @@ def maps(work: Work, tagged: TaggedSet, model: Weights, cfg: Looked) -> None:
 def predicted(work: Work, images: TaggedSet, model: Weights, scores: Scores, cfg: Drawn) -> None:
     """Foreground of the classes that the tagger sees; `scores` holds its word on every image, by id."""
     forced = cfg.always == "yes" or (cfg.always == "usual" and not model.meta["negatives"])
-    known = scores.read()
-    _write(work, images, load(model), cfg, lambda sample: told(np.array(known[sample]), cfg.tag, forced), "drawn")
+    known, least = scores.read(), np.array(model.meta["counts_from"] if cfg.tag == "measured" else cfg.tag)
+    _write(work, images, load(model), cfg, lambda sample: told(np.array(known[sample]), least, forced), "drawn")
 
 
-def told(scores: F64, least: float, forced: bool) -> Bool:
-    """Which classes (C,) reach a score; the best one where none does and one is `forced`."""
+def told(scores: F64, least: F64, forced: bool) -> Bool:
+    """Which classes (C,) reach a score, one for each or for all; the best one where none does and one is `forced`."""
     return or_best(scores >= least, scores, forced)
 
 
