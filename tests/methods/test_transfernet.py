@@ -292,6 +292,25 @@ def test_without_background_there_is_nothing_to_draw_before(made: Tiny) -> None:
         transfernet.fit(made.again(), full, made.prepared.cfg)
 
 
+def test_the_sourced_score_of_tags_holds_in_paper_alone() -> None:
+    for budget in config.BUDGETS:
+        cfg = config.with_budget(transfernet.Config(), budget)
+        assert {cfg.predict.maps.tag, cfg.post.maps.tag} == {0.6 if budget == "paper" else "measured"}
+
+
+def test_classes_count_from_where_the_training_tags_are_told_best(made: Tiny) -> None:
+    run, cfg, tagged = made.again(), made.prepared.cfg, made.prepared.inputs.tagged
+    seen = recognise.taught(run, tagged, made.fitted.classifier, cfg.predict.recognise).read()
+    said = np.array([seen[i] for i in tagged.ids])
+
+    def f1(cuts: np.ndarray) -> np.ndarray:
+        found = said >= cuts
+        return 2 * (found & tagged.tags).sum(0) / np.maximum(found.sum(0) + tagged.tags.sum(0), 1)
+
+    cuts = np.array(made.fitted.model.meta["counts_from"])
+    assert all((f1(cuts) >= f1(np.full(3, other)) - 1e-9).all() for other in (0.0, 0.2, 0.4, 0.5, 0.6, 0.8))
+
+
 def test_the_sourced_crf_holds_in_every_budget() -> None:
     for budget in config.BUDGETS:
         cfg = config.with_budget(transfernet.Config(), budget)

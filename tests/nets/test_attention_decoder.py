@@ -15,6 +15,7 @@ from tagseg.nets.attention_decoder import (
     AttendedClassifier,
     Attention,
     Decoder,
+    GroupNorm,
     Shape,
     TransferNet,
     Transposed,
@@ -254,3 +255,22 @@ def test_the_decoders_layers_are_transposed_convolutions() -> None:
     torch.manual_seed(0)
     layer, x = Transposed(4, 6).double(), torch.randn(2, 4, 7, 5).double()
     assert torch.allclose(layer(x), nn.ConvTranspose2d.forward(layer, x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("channels", [16, 64])
+def test_the_norm_is_group_norm_however_channels_lie(channels: int) -> None:
+    torch.manual_seed(0)
+    norm, plain = GroupNorm(8, channels), torch.nn.GroupNorm(8, channels)
+    for layer in (norm, plain):
+        torch.nn.init.uniform_(layer.weight, generator=torch.Generator().manual_seed(1))
+        torch.nn.init.uniform_(layer.bias, generator=torch.Generator().manual_seed(2))
+    x = torch.randn(2, channels, 9, 11)
+    found, given = [], torch.randn(2, channels, 9, 11)
+    for layer, form in ((norm, torch.channels_last), (plain, torch.contiguous_format)):
+        here = x.clone().contiguous(memory_format=form).requires_grad_()
+        out = layer(here)
+        out.backward(given)
+        found.append((out.detach(), here.grad, layer.weight.grad, layer.bias.grad))
+        assert out.is_contiguous(memory_format=form)
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
