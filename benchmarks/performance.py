@@ -99,7 +99,7 @@ def phases(row: Row) -> str:
     names = list(next(iter(photos.values()))["cpu_ms"])
     heads = (row.get("unit", "CPU ms"), *(f"photo {name}, {found['vertices']} vertices" if "vertices" in found else name
                          for name, found in photos.items()))  # fmt: skip
-    lines = [(name, *(f"{found['cpu_ms'][name]:.3g}" for found in photos.values())) for name in names]
+    lines = [(name, *(_three(found["cpu_ms"][name]) for found in photos.values())) for name in names]
     return f"`{row['job']}`: {row['setting']}.\n\n{table(heads, lines)}"
 
 
@@ -110,6 +110,11 @@ def table(heads: tuple[str, ...], lines: list[tuple[Any, ...]]) -> str:
 
 def _times(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}x"
+
+
+def _three(value: float) -> str:
+    """Three digits, and no exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _number(value: float | None) -> str:
