@@ -103,7 +103,8 @@ def test_an_adapted_run_draws_other_classes_with_the_same_decoder(made: Tiny, tm
     request = asked(tmp_path / "thin", data=THIN, aux=None, adapt=made.out, cache=made.cache)
     document = runs.run(request)
     assert document["masks_read_by_fit"] == 0
-    assert any("a decoder taught by pixel masks of other classes: crab" in line for line in document["supervision"])
+    line = next(s for s in document["supervision"] if s.startswith("a decoder taught by pixel masks of other classes"))
+    assert line == f"a decoder taught by pixel masks of other classes: {', '.join(made.prepared.inputs.aux.classes)}"
     first = json.loads((made.out / "scores.json").read_text())["ledger"]
     assert [line for line in document["supervision"] if line.startswith("before it was adapted: ")] == [
         f"before it was adapted: {line}" for line in first]  # its tags and weights, too  # fmt: skip

@@ -152,21 +152,18 @@ class TagLoss:
     def total(self, model: nn.Module, batch: Batch) -> Tensor:
         assert isinstance(model, TagNet)
         maps = model(model.backbone.preprocess(batch["images"].float() / 255))
-        logits, told = model.head.logits(maps.float(), self.pool), batch.get("told")
-        if told is None:
-            return tag_loss(logits, batch["tags"])
-        losses = F.binary_cross_entropy_with_logits(logits, batch["tags"].float(), reduction="none")
-        return ((losses * told).sum(1) / told.sum(1).clamp(min=1)).sum()
+        return tag_loss(model.head.logits(maps.float(), self.pool), batch["tags"], batch.get("told"))
 
 
-def tag_losses(logits: Tensor, tags: Tensor) -> Tensor:
-    """Multi-label soft margin of each image's logits (n,C): (n,)."""
-    return F.binary_cross_entropy_with_logits(logits, tags.float(), reduction="none").mean(1)  # cam Eq. 3
+def tag_losses(logits: Tensor, tags: Tensor, told: Tensor | None = None) -> Tensor:
+    """Multi-label soft margin of each image's logits (n,C), over the tags that are `told` (n,C; None: all): (n,)."""
+    losses = F.binary_cross_entropy_with_logits(logits, tags.float(), reduction="none")  # cam Eq. 3
+    return losses.mean(1) if told is None else (losses * told).sum(1) / told.sum(1).clamp(min=1)
 
 
-def tag_loss(logits: Tensor, tags: Tensor) -> Tensor:
+def tag_loss(logits: Tensor, tags: Tensor, told: Tensor | None = None) -> Tensor:
     """`tag_losses` summed over images."""
-    return tag_losses(logits, tags).sum()
+    return tag_losses(logits, tags, told).sum()
 
 
 @stage(Weights, version=3)

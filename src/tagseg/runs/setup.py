@@ -335,8 +335,8 @@ def ledger(prepared: Prepared) -> list[str]:
         lines.append(f"pixel masks of {len(aux.tagged)} images of other classes: {', '.join(aux.classes)}"
                      f"{aux.said}")
     if prepared.inputs.trained is not None:
-        masked = prepared.inputs.trained.meta["masked"]
-        rest = SAID.get(prepared.inputs.trained.meta.get("rest", ""), "")
+        masked, rest = prepared.inputs.trained.meta["masked"], prepared.inputs.trained.meta.get("rest", "background")
+        rest = "" if rest == "background" else SAID[rest]  # "background" also where there was nothing of the target
         lines.append(f"a decoder taught by pixel masks of other classes: {', '.join(masked)}{rest}")
         lines += [f"before it was adapted: {line}" for line in told_before(prepared.request)]
     if prepared.inputs.saliency is not None:
