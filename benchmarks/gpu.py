@@ -129,9 +129,9 @@ def looked(files: list[str], words: str, device: str) -> dict[str, Any]:
     height, width = rgb(files[0]).shape[:2]
     area = round((height * width) ** 0.5)
 
-    def ours(precision: str, batch: int, some: list[str]) -> list[np.ndarray]:
+    def ours(precision: str, batch: int, some: list[str], captured: bool = False) -> list[np.ndarray]:
         work = Work(Run(Path(), workers=8), "benchmark", Path())
-        views = Views(size=area, scales=cam_speed.SCALES, flip=True, batch=batch)
+        views = Views(size=area, scales=cam_speed.SCALES, flip=True, batch=batch, captured=captured)
         seen = predict(work, network, cam_speed.Files(), some, views, device=device, precision=precision,
                        out_size=lambda size: (-(-size[0] // 4), -(-size[1] // 4)))  # fmt: skip
         return [one.values.numpy() for one in seen]
@@ -140,13 +140,19 @@ def looked(files: list[str], words: str, device: str) -> dict[str, Any]:
     same = np.mean([(a.argmax(0) == b.argmax(0)).mean() for a, b in zip(fast, slow, strict=True)])
     many = seconds(lambda: ours("bf16", 2 * BATCH, files), device) / len(files)
     single, peer = (seconds(lambda p=p: ours(p, 2, files[:8]), device) / 8 for p in ("bf16", "fp32"))
+    recorded = ours("bf16", 2 * BATCH, files, True)
+    off = max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(recorded, fast, strict=True))
+    captured = seconds(lambda: ours("bf16", 2 * BATCH, files, True), device) / len(files)
+    captured_single = seconds(lambda: ours("bf16", 2, files[:8], True), device) / 8
     work = 2 * sum(operations(network, net_shape((height, width), area, scale, network.min_size))
                    for scale in cam_speed.SCALES)  # fmt: skip
     peak = next((rate for name, rate in PEAK.items() if name in card(device)), 0.0)
     share = work / many / peak if peak else None
     setting = (f"timm:resnet50, stride 16, random weights, {words}, shown as {area}x{area} times "
                f"{', '.join(map(str, cam_speed.SCALES))}, mirrored too; {work / 1e9:.0f} billion operations an image, "
-               f"{'unknown share' if share is None else f'{100 * share:.0f} %'} of the peak in bf16; {card(device)}")
+               f"{'unknown share' if share is None else f'{100 * share:.0f} %'} of the peak in bf16; with recorded "
+               f"passes {many / captured:.3g}x as many in batches, {single / captured_single:.3g}x one at a time, "
+               f"values {off:.1g} apart; {card(device)}")
     return row("fp32, one photo at a time, the same card", setting, many, single, peer, {
         "agreement": float(same), "agreement_of": "cells with the same best class", "share_of_peak": share})
 

@@ -70,6 +70,7 @@ ALLOWED_SKIPS = (
     "weights: no ",
     "pydensecrf2 is not installed",
     "this user may read everything",
+    "no graphics card",
 )
 _skipped: list[str] = []
 

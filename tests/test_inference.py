@@ -21,6 +21,7 @@ from tagseg.localize.cam import network_of
 from tagseg.localize.classify import TagNet
 from tagseg.nets import folding
 from tagseg.nets.backbones import build
+from tagseg.nets.captured import Captured
 from tagseg.nets.folding import ConvAct, folded
 from tagseg.store import Run, Work
 from tagseg.types import I64, U8
@@ -325,3 +326,33 @@ def test_a_resized_image_of_the_same_size_is_the_image() -> None:
     assert resized(photo, (20, 30)).shape == (3, 20, 30)
     flat = np.full((3, 40, 50), 77, np.uint8)
     assert (resized(flat, (13, 17)) == 77).all()
+
+
+def test_recorded_passes_change_nothing(network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a card, but for what records; threads share the recordings of 13 images' shapes."""
+    plain = run(network, tmp_path)
+    made: list[Captured] = []
+
+    def ready(*given: Any) -> Any:
+        found = whole(*given)
+        made.append(Captured(found.module, lambda call: (out := call().clone(), lambda: out.copy_(call()))))
+        return found._replace(module=made[0])
+
+    whole = inference._ready
+    monkeypatch.setattr(inference, "_ready", ready)
+    for workers in (1, 4):
+        for a, b in zip(plain, run(network, tmp_path, workers=workers), strict=True):
+            assert torch.equal(a.values, b.values)
+    assert len(made[0].held) == 4
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("captured", [False, True])
+@pytest.mark.parametrize("rewrite", [False, True])
+def test_passes_are_recorded_on_a_card_alone_and_where_it_is_asked_for(
+    device: str, captured: bool, rewrite: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inference, "_rewritten", lambda network, *_: network.module)
+    given = Network(nn.Conv2d(3, 2, 1), build("small", stride=16).preprocess, lambda x, *_: x, 2, rewrite=rewrite)
+    ready = inference._ready(given, device, "fp32", captured)
+    assert isinstance(ready.module, Captured) == (captured and rewrite and device != "cpu")

@@ -20,8 +20,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from tagseg.config import added
 from tagseg.data.index import ImageSource
 from tagseg.nets.backbones import Preprocess
+from tagseg.nets.captured import Captured
 from tagseg.nets.folding import ConvAct, folded, fused
 from tagseg.ops.rounding import keep_sums
 from tagseg.store import Work
@@ -38,13 +40,16 @@ CHUNK_VALUES = 20_000_000  # outputs and images of a chunk, in numbers of 4 byte
 class Views:
     """How an image is shown to the network: `size` is the square root of its area at scale 1, as in training.
 
-    At most `batch` views of images pass the network together (2 at least where images are mirrored).
+    At most `batch` views of images pass the network together (2 at least where images are mirrored). `captured`: on a
+    graphics card passes are recorded once for each shape and replayed (`nets.captured`). A processor has nothing to
+    record, and a network that may not be rewritten is run as it is.
     """
 
     size: int = 256
     scales: tuple[float, ...] = (1.0,)
     flip: bool = True
     batch: int = 8
+    captured: bool = added(False)
 
 
 class Seen(NamedTuple):
@@ -115,7 +120,7 @@ def predict(
     one is decoded and begun.
     """
     keep_freed()
-    ready = _ready(network, device, precision)
+    ready = _ready(network, device, precision, views.captured)
 
     def total(chunk: list[str], images: list[U8], batch: _Batch) -> list[Tensor]:
         asked = [channels(chunk[m]) for m in batch.members] if channels else None
@@ -219,18 +224,19 @@ _KEPT: WeakKeyDictionary[Network, tuple[object, _Ready]] = WeakKeyDictionary()
 
 
 @torch.inference_mode(False)  # copies made in inference mode could not be looked through
-def _ready(network: Network, device: str, precision: str) -> _Ready:
+def _ready(network: Network, device: str, precision: str, captured: bool = False) -> _Ready:
     """The network as it is run, kept until its weights change; the one handed in is only moved and set to eval mode."""
     network.module.to(device).eval()
     rows = network.rows
     weights = [*network.module.state_dict(keep_vars=True).values(), *([] if rows is None else [rows])]
-    state = (device, precision, [(id(t), t._version) for t in weights])
+    state = (device, precision, captured, [(id(t), t._version) for t in weights])
     if network not in _KEPT or _KEPT[network][0] != state:
         mean, deviation = (
             torch.tensor(values, device=device).view(3, 1, 1)  # once: each copy to a device waits for it
             for values in (network.preprocess.mean, network.preprocess.std)
         )
         module = _rewritten(network, device, precision)
+        module = Captured(module) if captured and network.rewrite and device != "cpu" else module
         rows = None if rows is None else rows.detach().to(device)
         _KEPT[network] = (state, _Ready(module, mean, deviation, network.read, device, precision, rows))
     return _KEPT[network][1]
