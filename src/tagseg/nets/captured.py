@@ -6,6 +6,7 @@ It can pay where a graphics card waits for the processor, with few images a pass
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from threading import Lock
 from typing import Any
 
@@ -47,7 +48,9 @@ class Captured(nn.Module):
 
     def _recorded(self, given: Tensor) -> tuple[Tensor, Callable[[], object]]:
         kind = given.device.type  # autocast must cast weights in every pass: what it keeps is gone after this one
-        with torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False):
+        autocast = torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind),
+                                  cache_enabled=False)  # fmt: skip
+        with autocast, torch.cuda.device(given.device) if given.is_cuda else nullcontext():  # streams are its own
             return self.record(lambda: self.module(given))
 
 
