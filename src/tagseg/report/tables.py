@@ -28,7 +28,7 @@ from tagseg.report.wording import (
 MEANINGS = {
     "seed": "localisation maps, training images",
     "pseudo": "refined training masks, tags known",
-    "val": "trained segmenter, images without tags",
+    "val": "the trained network, images without tags",
     "val_post": "the same with several scales and CRF",
     "seed_val": "maps on val with given tags: not a result",
 }
