@@ -93,6 +93,8 @@ ARMS = {
     "twice as long": Arm(longer=2.0, once=True),
     "attention learns four times as long": Arm(seen=4.0, once=True),
 }
+CONVERGING = ("as in the paper", "no norm", "attention into the decoder", "shared switches", "bilinear")
+ARMS |= {f"twice as long, {name}": replace(ARMS[name], longer=2.0, once=True) for name in CONVERGING}
 
 
 @dataclass(frozen=True)
@@ -184,10 +186,10 @@ def all_arms(start: Start, wanted: str) -> Iterator[tuple[str, Any, MaskedSet]]:
     val = truth.without_masks()
     looked = cam.Cam(Views(size=SHOWN, flip=False), grid=1, device=cfg.classifier.device,
                      precision=cfg.classifier.precision)  # one view, as the decoder has
-    if not wanted or "CAM of the encoder" in wanted.split(","):
+    if wants(wanted, "CAM of the encoder"):
         yield "CAM of the encoder", cam.maps(start.run, among(val, start.classes), start.encoder, looked), truth
     for name, arm in ARMS.items():
-        if (wanted and name not in wanted.split(",")) or (arm.once and start.prepared.cfg.draw.seed != 0):
+        if not wants(wanted, name) or (arm.once and start.prepared.cfg.draw.seed != 0):
             continue
         aux = start.aux
         if arm.classes:
@@ -204,20 +206,26 @@ def all_arms(start: Start, wanted: str) -> Iterator[tuple[str, Any, MaskedSet]]:
             absent = turned.tags & ~val.tags  # some of them are there, and may well be drawn
             without = replace(val, tags=absent).select(np.array(val.ids)[absent.any(1)].tolist())
             yield "absent class asked for", Renamed(maps(start, model, without), back), truth.select(without.ids)
-    if not wanted or "masks of the target" in wanted.split(","):
-        yield from oracle(start)
+    for name, longer in (("masks of the target", 1.0), ("twice as long, masks of the target", 2.0)):
+        if wants(wanted, name) and (longer == 1.0 or start.prepared.cfg.draw.seed == 0):
+            yield name, *oracle(start, Arm(longer=longer))
 
 
-def oracle(start: Start) -> Iterator[tuple[str, MapSet, MaskedSet]]:
+def wants(wanted: str, name: str) -> bool:
+    """Whether an arm is among the wanted ones: a list with bars between them (names have commas), or "" for all."""
+    return not wanted or name in wanted.split("|")
+
+
+def oracle(start: Start, arm: Arm) -> tuple[MapSet, MaskedSet]:
     """Both sides change places: the decoder sees masks of the very classes that are scored."""
     train = start.prepared.truth
     assert train is not None
-    model = learned(start, Arm(), start.aux.tagged, OtherMasks(train))
+    model = learned(start, arm, start.aux.tagged, OtherMasks(train))
     classes = (*start.aux.classes, *start.target.classes)
     table = np.zeros(256, np.uint8)
     table[1 : len(start.target.classes) + 1] = np.arange(len(start.target.classes)) + len(start.aux.classes) + 1
     truth = MaskedSet(among(start.truth.without_masks(), classes), ChosenMasks(start.truth, table.tobytes()))
-    yield "masks of the target", maps(start, model, truth.without_masks()), truth
+    return maps(start, model, truth.without_masks()), truth
 
 
 def measured(seed: int, cache: Path, wanted: str, at: str | None) -> list[Row]:
@@ -238,9 +246,9 @@ def both_encoders(seed: int, cache: Path, wanted: str) -> Iterator[tuple[str, St
     start = started(seed, cache)
     for name, found, truth in all_arms(start, wanted):
         yield name, start, found, truth
-    if not wanted or "averaging encoder" in wanted.split(","):
+    if wants(wanted, "averaging encoder"):
         other = started(seed, cache, AVERAGED)
-        for name, found, truth in all_arms(other, "CAM of the encoder" + ",transfernet" * (seed == 0)):
+        for name, found, truth in all_arms(other, "CAM of the encoder" + "|transfernet" * (seed == 0)):
             if name in ("CAM of the encoder", "transfernet"):
                 yield f"averaging encoder: {name}", other, found, truth
 
@@ -272,7 +280,7 @@ def faults(rows: list[Row]) -> list[str]:
 def main() -> None:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--seeds", default="0,1,2")
-    words.add_argument("--only", default="", help="arms, separated by commas; no rows")
+    words.add_argument("--only", default="", help="arms, with bars between them; no rows")
     words.add_argument("--gates", action="store_true", help="precondition and gate alone: one arm, one seed")
     words.add_argument("--cache", type=Path, default=None)
     asked = words.parse_args()
