@@ -95,6 +95,7 @@ ARMS = {
 }
 CONVERGING = ("as in the paper", "no norm", "attention into the decoder", "shared switches", "bilinear")
 ARMS |= {f"twice as long, {name}": replace(ARMS[name], longer=2.0, once=True) for name in CONVERGING}
+ORACLES = {"masks of the target": Arm(), "twice as long, masks of the target": Arm(longer=2.0, once=True)}
 
 
 @dataclass(frozen=True)
@@ -183,13 +184,14 @@ def maps(start: Start, model: Weights, images: TaggedSet, part: predict_decoder.
 def all_arms(start: Start, wanted: str) -> Iterator[tuple[str, Any, MaskedSet]]:
     """Every arm's maps of the val images, and the truth they are scored on."""
     truth, cfg = start.truth, start.prepared.cfg
+    first = cfg.draw.seed == 0
     val = truth.without_masks()
     looked = cam.Cam(Views(size=SHOWN, flip=False), grid=1, device=cfg.classifier.device,
                      precision=cfg.classifier.precision)  # one view, as the decoder has
     if wants(wanted, "CAM of the encoder"):
         yield "CAM of the encoder", cam.maps(start.run, among(val, start.classes), start.encoder, looked), truth
     for name, arm in ARMS.items():
-        if not wants(wanted, name) or (arm.once and start.prepared.cfg.draw.seed != 0):
+        if not wants(wanted, name) or (arm.once and not first):
             continue
         aux = start.aux
         if arm.classes:
@@ -206,9 +208,9 @@ def all_arms(start: Start, wanted: str) -> Iterator[tuple[str, Any, MaskedSet]]:
             absent = turned.tags & ~val.tags  # some of them are there, and may well be drawn
             without = replace(val, tags=absent).select(np.array(val.ids)[absent.any(1)].tolist())
             yield "absent class asked for", Renamed(maps(start, model, without), back), truth.select(without.ids)
-    for name, longer in (("masks of the target", 1.0), ("twice as long, masks of the target", 2.0)):
-        if wants(wanted, name) and (longer == 1.0 or start.prepared.cfg.draw.seed == 0):
-            yield name, *oracle(start, Arm(longer=longer))
+    for name, arm in ORACLES.items():
+        if wants(wanted, name) and (first or not arm.once):
+            yield name, *oracle(start, arm)
 
 
 def wants(wanted: str, name: str) -> bool:

@@ -224,7 +224,7 @@ _KEPT: WeakKeyDictionary[Network, tuple[object, _Ready]] = WeakKeyDictionary()
 
 
 @torch.inference_mode(False)  # copies made in inference mode could not be looked through
-def _ready(network: Network, device: str, precision: str, captured: bool = False) -> _Ready:
+def _ready(network: Network, device: str, precision: str, captured: bool) -> _Ready:
     """The network as it is run, kept until its weights change; the one handed in is only moved and set to eval mode."""
     network.module.to(device).eval()
     rows = network.rows
