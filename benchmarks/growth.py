@@ -23,10 +23,12 @@ from tagseg.store import Artifact, Run, Work, stage
 from tagseg.types import ClassMaps
 
 SWEEPS, QUICK = 6, 16  # times that all points are run in turn; of the quick ones, where tenths of a second tell
+FRESH = 3  # processes in which memory is measured, for each point
 BASE, TIMES = 36, (1, 4, 16)  # two chunks of 64 images are held at once: memory is full from 4x on
 CLASSES = (8, 32, 128)
 NOISE_MB = 4  # what the allocator alone makes of one and the same call
 Stage = Callable[[Run, TaggedSet, "Inputs"], Artifact]
+Turns = dict[tuple[int, int], list[Once]]  # by (images, classes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,11 +137,11 @@ def cost(name: str, tagged: TaggedSet, folder: Path) -> Once:
         return once(lambda: STAGES[name](Run(Path(cache), workers=1), tagged, given))
 
 
-def curve(name: str, files: list[str], sizes: list[tuple[int, int]], turns: int) -> dict[tuple[int, int], list[Once]]:
+def curve(name: str, files: list[str], sizes: list[tuple[int, int]], turns: int) -> Turns:
     """What a stage costs for each (images, classes), in every turn: all sizes one after another, from the other end in
     every second one, small ones more often and the median of these. In this process, compiled before.
     """
-    found: dict[tuple[int, int], list[Once]] = {size: [] for size in sizes}
+    found: Turns = {size: [] for size in sizes}
     most = max(images for images, _ in sizes)
     with tempfile.TemporaryDirectory() as place:
         cost(name, tagged_set(files, 2, CLASSES[0]), Path(place))
@@ -147,6 +149,23 @@ def curve(name: str, files: list[str], sizes: list[tuple[int, int]], turns: int)
             for images, classes in sizes[:: 1 if turn % 2 else -1]:
                 tagged, often = tagged_set(files, images, classes), round((most / images) ** 0.5)
                 found[images, classes].append(middle([cost(name, tagged, Path(place)) for _ in range(often)]))
+    return found
+
+
+def fresh_peak(name: str, files: list[str], size: tuple[int, int]) -> float | None:
+    """MB of the first whole run of a process. What a later one needs depends on what those before it have left."""
+    with tempfile.TemporaryDirectory() as place:
+        cost(name, tagged_set(files, 2, CLASSES[0]), Path(place))
+        return cost(name, tagged_set(files, *size), Path(place)).peak_mb
+
+
+def measured(name: str, files: list[str], sizes: list[tuple[int, int]], turns: int) -> Turns:
+    """`curve`, with the memory of fresh processes in place of what its turns found."""
+    found: Turns = alone(curve, name, files, sizes, turns)
+    for size, runs in found.items():
+        peaks = [alone(fresh_peak, name, files, size) for _ in range(FRESH)]
+        peak = None if None in peaks else float(np.median(peaks))
+        found[size] = [one._replace(peak_mb=peak) for one in runs]
     return found
 
 
@@ -158,7 +177,7 @@ def middle(runs: list[Once]) -> Once:
     return Once(None, cpu, wall, peak)
 
 
-def row(found: dict[tuple[int, int], list[Once]], setting: str, deviations: list[float]) -> dict[str, Any]:
+def row(found: Turns, setting: str, deviations: list[float]) -> dict[str, Any]:
     """A row without a peer. `deviation` is the median of all turns' (`deviations`), which keeps out what makes a whole
     turn slower; `memory_growth` is from the last point but one to the last, less NOISE_MB, as a share.
     """
@@ -188,7 +207,7 @@ def fullness(files: list[str]) -> str:
     return ", ".join(f"{one:.1f}" for one in found)
 
 
-def bends(found: dict[tuple[int, int], list[Once]]) -> list[float]:
+def bends(found: Turns) -> list[float]:
     """How far CPU time is from a straight line in each turn: what an image more costs from 4x to 16x against from 1x to
     4x, less 1. Differences leave out what a stage costs once, such as loading its network.
     """
@@ -198,7 +217,7 @@ def bends(found: dict[tuple[int, int], list[Once]]) -> list[float]:
     return bent
 
 
-def spreads(found: dict[tuple[int, int], list[Once]]) -> list[float]:
+def spreads(found: Turns) -> list[float]:
     """How much dearer most classes are than fewest in each turn, less 1."""
     costs = np.array([[one.cpu_ms for one in turns] for turns in found.values()])
     dearer: list[float] = (costs[-1] / costs[0] - 1).tolist()
@@ -210,12 +229,12 @@ def main() -> None:
         given = photos(BASE, Path(folder))
         for name in STAGES:
             sizes = [(BASE * n, CLASSES[0]) for n in TIMES]
-            found = alone(curve, name, given.images, sizes, SWEEPS)
+            found = measured(name, given.images, sizes, SWEEPS)
             full = f"; images in a batch: {fullness(given.images)}" if name == "cam" else ""
             write(f"growth-{name}", row(found, f"stage on {given.words}, under 1, 4 and 16 ids each, 2 tags, one core"
                                         f"{full}", bends(found)))
         for name in STAGES:
-            found = alone(curve, name, given.images, [(BASE, c) for c in CLASSES], QUICK)
+            found = measured(name, given.images, [(BASE, c) for c in CLASSES], QUICK)
             write(f"absent-{name}", row(found, f"stage on {given.words}, 2 tags of 8, 32, 128 classes, one core",
                                         spreads(found)))
 

@@ -26,7 +26,8 @@ data that the job was given and caches that were warm left out. Absolute times d
 rows' files. Goals are for one core. Growth: "differs by" compares what an image more costs from 4x to 16x with the same
 from 1x to 4x (what a stage costs once is left out), or 128 classes with 8. All sizes are run in turn, forwards and
 backwards; what counts is the median of the turns' differences, their range stands beside it. Memory is judged from 4x
-to 16x, because 1x does not fill the two chunks that are held.
+to 16x, because 1x does not fill the two chunks that are held; it is the median of three processes of their own for each
+size, because what a later run needs depends on what those before it have left.
 """
 COLOURS = ("#0072B2", "#D55E00", "#009E73")
 
