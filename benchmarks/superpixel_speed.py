@@ -19,6 +19,7 @@ def sides(files: list[str], kind: str) -> dict[str, Job]:
     from skimage import segmentation
 
     from tagseg.ops import superpixels
+    from tagseg.training.memory import keep_freed
 
     images = [rgb(file) for file in files]
     planes = [np.ascontiguousarray(image.transpose(2, 0, 1)) for image in images]
@@ -28,7 +29,12 @@ def sides(files: list[str], kind: str) -> dict[str, Job]:
     else:
         theirs = partial(segmentation.slic, n_segments=250, compactness=10.0, start_label=0)
         mine = partial(superpixels.slic, regions=250, compactness=10.0)
-    return {"ours": lambda: [mine(p) for p in planes], "peer": lambda: [theirs(i) for i in images]}
+
+    def ours() -> list[np.ndarray]:
+        keep_freed()  # as the stage does
+        return [mine(p) for p in planes]
+
+    return {"ours": ours, "peer": lambda: [theirs(i) for i in images]}
 
 
 def agreement(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:

@@ -13,6 +13,7 @@ from tagseg.data.index import Images, TaggedSet
 from tagseg.ops import superpixels
 from tagseg.ops.geometry import enlarge
 from tagseg.store import Run, Work, stage
+from tagseg.training.memory import keep_freed
 from tagseg.types import F32, I32, U8, ClassMaps, DataError
 
 REFERENCE = 300 * 300  # pixels; `Superpixels.min_size` is meant for a photo of this area
@@ -56,6 +57,7 @@ def segments(run: Run, tagged: TaggedSet, cfg: Superpixels) -> SuperpixelSet:
 @stage(SuperpixelSet, version=1)
 def cut(work: Work, images: Images, cfg: Superpixels) -> None:
     """Superpixels of every image; the identity is made of the images and the config alone."""
+    keep_freed()  # felzenszwalb else waits a twentieth of its time for memory that it has just given back
 
     def one(sample: str) -> tuple[str, I32]:
         return sample, segment(images.source.read(sample), cfg)
