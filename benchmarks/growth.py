@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -224,20 +225,21 @@ def spreads(found: Turns) -> list[float]:
     return dearer
 
 
-def main() -> None:
+def main(names: Sequence[str] = tuple(STAGES)) -> None:
+    """All stages, or those that are named: `python -m benchmarks.growth crf walk`."""
     with tempfile.TemporaryDirectory() as folder:
         given = photos(BASE, Path(folder))
-        for name in STAGES:
+        for name in names:
             sizes = [(BASE * n, CLASSES[0]) for n in TIMES]
             found = measured(name, given.images, sizes, SWEEPS)
             full = f"; images in a batch: {fullness(given.images)}" if name == "cam" else ""
             write(f"growth-{name}", row(found, f"stage on {given.words}, under 1, 4 and 16 ids each, 2 tags, one core"
                                         f"{full}", bends(found)))
-        for name in STAGES:
+        for name in names:
             found = measured(name, given.images, [(BASE, c) for c in CLASSES], QUICK)
             write(f"absent-{name}", row(found, f"stage on {given.words}, 2 tags of 8, 32, 128 classes, one core",
                                         spreads(found)))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:] or tuple(STAGES))
