@@ -51,7 +51,7 @@ def confident(work: Work, tagged: TaggedSet, maps: MapSet, point: Scores, cfg: S
 def cuts(threshold: float, cfg: Seeds) -> tuple[float, float]:
     """The foreground and background cut at an operating point (held to .01 to .99): IRN's odds ratios to its own point.
 
-    odds(cut) / odds(threshold) stays what it is at `cfg.at`, so .15 gives .30 and .05, and .6 gives .79 and .31: cuts
+    odds(cut) / odds(threshold) stays what it is at `cfg.at`, so .15 gives .30 and .05, and .6 gives .78 and .31: cuts
     keep their order and stay inside (0,1) at any point, which multiples of it would not.
     """
     if not 0 < cfg.bg <= cfg.at <= cfg.fg < 1:
