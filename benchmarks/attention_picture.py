@@ -18,7 +18,7 @@ from tagseg.data.folder import open_set
 from tagseg.inference import coarser
 from tagseg.report.pictures import contact_sheet, heat, overlay
 from tagseg.runs.predict import trained
-from tagseg.segment.predict_decoder import drawn
+from tagseg.segment.predict_decoder import at_point, drawn
 from tagseg.segment.train_decoder import load
 
 PARTS = {"attention": "attention", "densified": "dense", "decoder": "drawn"}
@@ -39,7 +39,7 @@ def rows(run: Path, data: Path, ids: list[str]) -> list[list[np.ndarray]]:
             own = np.where(mask == tagged.classes.index(name) + 1, number + 1, 0).astype(np.uint8)
             row = [photo, overlay(photo, own)]
             for part in PARTS.values():
-                cfg = replace(known.cfg.maps, device="cpu")
+                cfg = at_point(replace(known.cfg.maps, device="cpu"), known.model)
                 scores = drawn(model, image, np.array([number]), cfg, part, coarser(cfg.grid)(mask.shape))  # type: ignore[arg-type]
                 row.append(heat(photo, scores, np.array([number + 1])))
             found.append(row)

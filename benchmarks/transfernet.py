@@ -42,7 +42,7 @@ SETS = (
     *(f"{part}.augment.size={SHOWN}" for part in LENGTHS),
     f"maps.size={SHOWN}",
     "attend.schedule.batch=2",  # steps count, 2,000 of them here
-    "draw.schedule.batch=2",  # and 4,000: 8,000 images teach what 16,000 in 2,000 steps do
+    "draw.schedule.batch=2",  # and 4,000, every other one with masks: 8,000 images teach what 16,000 in 2,000 steps do
     *(f"{part}.schedule.{end}={n}" for part, n in LENGTHS.items() for end in ("min_images", "max_images")),
 )
 AVERAGED = (*SETS, "classifier.pooling=gap")  # an encoder as `cam` trains its own
@@ -81,6 +81,8 @@ ARMS = {
     "no norm, features as they come": Arm({"norm": "none"}, attend={"scale": 1.0}),
     "as in the paper": Arm({"norm": "none"}, draw=ROWS, attend=ROWS),
     "350 steps": Arm(**SHORT),
+    "350 steps, no norm": Arm({"norm": "none"}, **SHORT),
+    "350 steps, classifier learns from rows": Arm(draw=ROWS, attend=ROWS, **SHORT),
     "350 steps, as in the paper": Arm({"norm": "none"}, draw=ROWS, attend=ROWS, **SHORT),
     "350 steps, as in the paper, features as they come": Arm(
         {"norm": "none"}, draw=ROWS, attend={**ROWS, "scale": 1.0}, **SHORT),
@@ -91,11 +93,16 @@ ARMS = {
     "classifier learns from rows": Arm(attend=ROWS, draw=ROWS),
     "half as long": Arm(longer=0.5),
     "twice as long": Arm(longer=2.0, once=True),
+    "four times as long": Arm(longer=4.0, once=True),
     "attention learns four times as long": Arm(seen=4.0, once=True),
 }
 CONVERGING = ("as in the paper", "no norm", "attention into the decoder", "shared switches", "bilinear")
 ARMS |= {f"twice as long, {name}": replace(ARMS[name], longer=2.0, once=True) for name in CONVERGING}
-ORACLES = {"masks of the target": Arm(), "twice as long, masks of the target": Arm(longer=2.0, once=True)}
+ORACLES = {
+    "masks of the target": Arm(),
+    "twice as long, masks of the target": Arm(longer=2.0, once=True),
+    "four times as long, masks of the target": Arm(longer=4.0, once=True),
+}
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from tagseg.data.scenes import preset
 from tagseg.localize import recognise
 from tagseg.methods import transfernet
 from tagseg.runs import run as runs
-from tagseg.runs.predict import load
+from tagseg.runs.predict import load, trained
 from tagseg.runs.setup import ledger
 from tagseg.segment import predict_decoder, train_decoder
 from tagseg.store import Run, verify
@@ -64,8 +64,9 @@ def test_the_plan_is_what_runs(made: Tiny, tmp_path: Path) -> None:
 
 
 def test_each_setting_changes_its_stages_and_what_follows(made: Tiny) -> None:
-    cfgs = (made.prepared.cfg, config.replace(made.prepared.cfg, "encoder", "pretrained"))
-    method_checks.settings_matter(transfernet, made.prepared.inputs, cfgs, 80, own=("encoder",))
+    variants = {"encoder": "tags"}, {"encoder": "pretrained"}, {"cut": "measured"}
+    cfgs = [replace(made.prepared.cfg, **variant) for variant in variants]
+    method_checks.settings_matter(transfernet, made.prepared.inputs, cfgs, 80, own=("encoder", "cut"))
 
 
 def test_transfernet_s7_14_without_other_masks_and_for_other_methods(made: Tiny, tmp_path: Path) -> None:
@@ -119,6 +120,29 @@ def test_an_adapted_run_draws_other_classes_with_the_same_decoder(made: Tiny, tm
     again = asked(tmp_path / "x", data="scenes:basic?train=24&val=12&size=48", aux=None, adapt=request.out)
     with pytest.raises(UsageError, match="the decoder has learned from masks of crab"):
         runs.plan(again)  # what it has seen travels through an adaptation
+
+
+def test_an_adapted_run_draws_from_where_erasing_takes_evidence_away(made: Tiny, tmp_path: Path) -> None:
+    sets = {"half": ("cut=half",), "usual": ()}
+    models, found, points = {}, {}, {}
+    for name, chosen in sets.items():
+        request = asked(tmp_path / name, data=THIN, aux=None, adapt=made.out, cache=made.cache, sets=chosen)
+        document = runs.run(request)
+        ran = [s["stage"] for s in document["lineage"] if s["part"] == "fit"]
+        assert ("localize.operating_point.auto" in ran) == (name == "usual")
+        prepared, planned = runs.plan(request)[1], Run(made.cache, planning=True)
+        fitted = transfernet.fit(planned, prepared.inputs, prepared.cfg)
+        models[name], found[name] = fitted.model, fitted.maps
+        points[name] = document["operating_point"]
+    assert "odds" not in models["half"].meta
+    odds = models["usual"].meta["odds"]
+    assert odds != 1
+    for sample in found["half"].ids:  # at the point they are one half, and elsewhere in the same order
+        before, after = (found[name].get(sample).scores.astype(float) for name in ("half", "usual"))
+        np.testing.assert_allclose(after, before / (before + odds * (1 - before)), atol=0.02)
+    assert points["half"]["origin"] != points["usual"]["origin"]
+    known = trained(tmp_path / "usual")
+    assert known.model.meta["odds"] == odds  # `tagseg predict` draws from there, too
 
 
 def test_what_cannot_be_adapted_says_so(made: Tiny, trained: Tiny, tmp_path: Path) -> None:

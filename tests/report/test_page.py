@@ -201,3 +201,10 @@ def test_a_missing_or_broken_report_is_named(content: str | None, tmp_path: Path
     with pytest.raises(DataError, match=re.escape(str(tmp_path / "report.json"))):
         page.write(tmp_path)
     assert json.dumps([p.name for p in tmp_path.iterdir()]).count("html") == 0
+
+
+def test_an_operating_point_that_was_given_says_by_whom(document: Document, put: Put) -> None:
+    document["operating_point"] = {"threshold": 0.5, "origin": "the decoder's foreground is a probability"}
+    text = _outline(page.write(put(document))).text
+    assert "0.50: the decoder's foreground is a probability." in text
+    assert "Rule:" not in text

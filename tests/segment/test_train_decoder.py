@@ -107,6 +107,19 @@ def test_in_half_precision_every_part_learns(up: str) -> None:
         assert all(torch.isfinite(p.grad).all() for p in part.parameters() if p.grad is not None)
 
 
+@pytest.mark.parametrize("theirs", [False, True])
+def test_the_encoder_sees_an_image_once_whatever_the_number_of_its_classes(theirs: bool) -> None:
+    one = net()
+    seen: list[int] = []
+    one.backbone.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
+    RowLoss(1.0, 2.0, 3).total(one, batch(theirs)).backward()  # two images, four rows
+    assert seen == [2]
+    seen.clear()
+    image = batch(theirs)["images"][0].numpy()
+    drawn = predict_decoder.drawn(one.eval(), image, np.arange(5), predict_decoder.Looked(**CPU), "drawn", (12, 12))
+    assert (len(drawn), seen) == (5, [1])
+
+
 def test_transfernet_s7_05_masks_teach_attention_through_the_decoder() -> None:
     model = net()
     RowLoss(0.0, 2.0, 3).total(model, batch(theirs=True)).backward()

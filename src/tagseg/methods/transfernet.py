@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from tagseg.artifacts import LabelSet, MapSet, Weights
 from tagseg.data.index import TaggedSet
 from tagseg.data.other_masks import Joined
-from tagseg.localize import classify, recognise
+from tagseg.localize import classify, operating_point, recognise
 from tagseg.methods.protocol import Fitted, Inputs, Step
 from tagseg.refine import class_crf, threshold
 from tagseg.refine.crf import Crf
@@ -44,7 +44,9 @@ class Config:
     """One config for each stage. `encoder`: what is looked through, frozen in all stages: the network as it came
     ("pretrained"), or after it has learned the tags of both sets ("tags", by `classifier`).
 
-    `tagger`: the classifier of the target's classes, by which prediction knows what to draw.
+    `tagger`: the classifier of the target's classes, by which prediction knows what to draw. `cut`: where the decoder's
+    foreground begins: at one half, or where erasing it takes a tag's evidence away (`point`; "measured"); "usual" is
+    one half, but measured after `tagseg adapt`, as a decoder is seldom as sure of things unlike those it learned from.
     """
 
     encoder: Literal["pretrained", "tags"] = "tags"
@@ -57,6 +59,8 @@ class Config:
     crf: Crf = field(default_factory=Sourced)
     predict: Predict = field(default_factory=Predict)
     post: Predict = field(default_factory=lambda: Predict(crf=Sourced()))
+    cut: Literal["usual", "half", "measured"] = "usual"
+    point: operating_point.OperatingPoint = field(default_factory=operating_point.OperatingPoint)
 
     BUDGETS: ClassVar[dict[str, dict[str, Any]]] = {"paper": {"encoder": "pretrained"}}
 
@@ -104,8 +108,13 @@ def finished(run: Run, inputs: Inputs, drawing: Weights, cfg: Config) -> Fitted:
     tagger = classify.train(run, target, inputs.pretrained, cfg.tagger)
     seen = recognise.taught(run, target, tagger, cfg.predict.recognise)
     model = predict_decoder.finished(run, target, drawing, tagger, seen, predict_decoder.Finish())
-    found = predict_decoder.maps(run, target, model, cfg.maps)
-    half = threshold.fixed(run, threshold.Fixed(0.5, "the decoder's foreground is a probability"))
+    found, why = predict_decoder.maps(run, target, model, cfg.maps), "the decoder's foreground is a probability"
+    if cfg.cut == "measured" or (cfg.cut == "usual" and inputs.trained is not None):
+        point = operating_point.auto(run, target, tagger, found, cfg.point)
+        model = predict_decoder.weighed(run, model, point, predict_decoder.Weighed())
+        found = predict_decoder.maps(run, target, model, cfg.maps)
+        why = "what the decoder drew where erasing takes evidence away is at one half"
+    half = threshold.fixed(run, threshold.Fixed(0.5, why))
     return Fitted(model, tagger, found, half, None, class_crf.labels(run, target, found, cfg.crf))
 
 

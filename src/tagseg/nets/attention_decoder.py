@@ -86,7 +86,8 @@ class Attention(nn.Module):
             raise UsageError(f"attention: found rows with {sorted(set(classes.sum(1).tolist()))} classes, expected one "
                              "in each: an image with several tags gives several rows")
         size = (features.shape[2], features.shape[3])
-        scores = self.scores(features, self.name(classes.to(features)), size)
+        named = self.name(classes.to(features))  # transfernet Eq. 3
+        scores = self.scores(features, named, size)
         with torch.autocast(features.device.type, enabled=False):
             alpha = scores.float().flatten(1).softmax(1)  # transfernet Eq. 6
             z = torch.einsum("rp,rdp->rd", alpha, features.flatten(2).float())  # transfernet Eq. 7
@@ -95,7 +96,7 @@ class Attention(nn.Module):
     def scores(self, features: Tensor, named: Tensor, size: Size) -> Tensor:
         """What alpha is the softmax of (r,h,w); `named` (r,width) is the class."""
         if self.form == "conv":
-            cells = self.look(features.flatten(2).transpose(1, 2))  # (r,p,width)
+            cells = self.look(features.flatten(2).transpose(1, 2))  # (r,p,width): Eq. 2 to 5, cell by cell
             found: Tensor = self._out(self.combine(cells * named[:, None]))[:, :, 0]
             return found.unflatten(1, size)
         if self.form == "fc_pooled":
@@ -104,7 +105,7 @@ class Attention(nn.Module):
             raise UsageError(f"attention \"fc\": found features of {size[0]}x{size[1]} cells, expected {self.grid}, "
                              "the grid it was built for; show images at that size, or choose attention=conv")
         u = self.look(features.flatten(1))  # transfernet Eq. 2
-        g = self.combine(u * named)  # transfernet Eq. 3, 4, 5
+        g = self.combine(u * named)  # transfernet Eq. 4, 5
         grid = self.grid
         assert grid is not None
         fine = self._out(g).unflatten(1, grid)

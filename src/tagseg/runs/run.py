@@ -175,7 +175,7 @@ def _document(
         "device": setup.device_text(prepared.device, prepared.precision),
         "evaluation_seconds": round(sum(s["seconds"] for s in lineage if s["part"] == "evaluate"), 1),
     }
-    point = {n: v for n, v in fitted.point.read().items() if n in ("rule", "threshold", "note", "curve")}
+    point = {n: v for n, v in fitted.point.read().items() if n in ("rule", "origin", "threshold", "note", "curve")}
     return {
         "title": f"{request.method} on {name}",
         "method": request.method,

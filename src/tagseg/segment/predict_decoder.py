@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -29,7 +29,8 @@ SOURCED = 0.6  # the authors' score from which a class counts
 
 @dataclass(frozen=True)
 class Drawn:
-    """`size`: square root of the area at which images are shown. `background`: what its own probability is weighed by.
+    """`size`: square root of the area at which images are shown. `background`: what its own probability is weighed by
+    (times the odds of the network's operating point, where it has one: `weighed`).
 
     `tag`: the score from which the tagger's class counts; "measured": that of each class at which the tags of the
     training images are told best (by F1). The best class where none counts, unless there were images without any tag to
@@ -47,6 +48,9 @@ class Drawn:
         "quick": {"size": 96, "grid": 1},
         "paper": {"size": 320, "tag": SOURCED},
     }
+
+
+D = TypeVar("D", bound=Drawn)
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,18 @@ def finished(work: Work, target: TaggedSet, model: Weights, tagger: Weights, see
 
 
 @dataclass(frozen=True)
+class Weighed:
+    """Nothing to set: the operating point is an input."""
+
+
+@stage(Weights, version=1)
+def weighed(work: Work, model: Weights, point: Scores, cfg: Weighed) -> None:
+    """The same network; its background is weighed so that what it drew at the operating point comes out at one half."""
+    threshold = float(point.read()["threshold"])
+    write_weights(work, model.tensors(), {**model.meta, "odds": threshold / (1 - threshold)})
+
+
+@dataclass(frozen=True)
 class Looked(Drawn):
     """What is shown: the decoder's drawing, the dense attention, or the attention itself."""
 
@@ -79,7 +95,7 @@ class Looked(Drawn):
 def maps(work: Work, tagged: TaggedSet, model: Weights, cfg: Looked) -> None:
     """Foreground of every tag of every image: its probability by the decoder; attention is divided by its maximum."""
     present = dict(zip(tagged.ids, tagged.tags, strict=True))
-    _write(work, tagged, load(model), cfg, lambda sample: present[sample], cfg.part)
+    _write(work, tagged, load(model), at_point(cfg, model), lambda sample: present[sample], cfg.part)
 
 
 @stage(MapSet, version=5)
@@ -87,7 +103,13 @@ def predicted(work: Work, images: TaggedSet, model: Weights, scores: Scores, cfg
     """Foreground of the classes that the tagger sees; `scores` holds its word on every image, by id."""
     forced = cfg.always == "yes" or (cfg.always == "usual" and not model.meta["negatives"])
     known, least = scores.read(), np.array(model.meta["counts_from"] if cfg.tag == "measured" else cfg.tag)
-    _write(work, images, load(model), cfg, lambda sample: told(np.array(known[sample]), least, forced), "drawn")
+    _write(work, images, load(model), at_point(cfg, model), lambda sample: told(np.array(known[sample]), least, forced),
+           "drawn")  # fmt: skip
+
+
+def at_point(cfg: D, model: Weights) -> D:
+    """`cfg` with the weight of the background times the odds that `weighed` left in the network."""
+    return replace(cfg, background=cfg.background * float(model.meta.get("odds", 1.0)))
 
 
 def told(scores: F64, least: F64, forced: bool) -> Bool:
