@@ -21,6 +21,7 @@ SCALES = (1.0, 0.5, 1.5, 2.0)
 DATA, NET, AREA = "things", "mobilenet_v2", 256  # of the classifier that learns
 TRAIN = {"fashion": ("train", "train_tagonly")}
 CLASSES, IMAGES, ROUNDS = 20, 8, 3  # as many photos as fill a batch or two, as a run has them
+WARM = 64  # what a first small call shows, so that libraries have begun and compiled
 THRESHOLDS = np.linspace(0.02, 0.9, 89)
 Size = tuple[int, int]
 
@@ -99,7 +100,9 @@ def sides(files: list[str], area: int, precision: str, net: str) -> dict[str, Jo
     Each side runs in its own process: only ours changes how memory is kept (training/memory).
     """
     network = network_named(net)
-    return {"ours": lambda: ours(network, files, area, precision), "peer": lambda: theirs(network, files, area)}
+    return {"ours": lambda: ours(network, files, area, precision), "peer": lambda: theirs(network, files, area),
+            "warm ours": lambda: ours(network, files[:1], WARM, precision),
+            "warm peer": lambda: theirs(network, files[:1], WARM)}
 
 
 def agreement(note: dict[str, Any], a: list[np.ndarray], b: list[np.ndarray]) -> float:

@@ -47,7 +47,7 @@ def sides(paths: list[str], labels: int, likely: int | None) -> dict[str, Job]:
     images = [resized(path) for path in paths]
     given = [probabilities(labels, seed, likely) for seed in range(len(images))]
     return {"ours": partial(ours, images, given, FLOOR if likely else 0.0), "peer": partial(theirs, images, given),
-            "warm": partial(ours, images[:1], given[:1], FLOOR if likely else 0.0)}  # fmt: skip
+            "warm ours": partial(ours, images[:1], given[:1], FLOOR if likely else 0.0)}  # fmt: skip
 
 
 def ours(images: list[np.ndarray], given: list[np.ndarray], floor: float) -> list[np.ndarray]:

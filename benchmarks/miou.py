@@ -71,7 +71,8 @@ def torchmetric(given: Pairs, classes: int) -> np.ndarray:
 def sides(files: list[str], classes: int, peer: str) -> dict[str, Job]:
     given = pairs(files, classes)
     theirs = {"histograms": histograms, "torchmetrics": torchmetric}[peer]
-    return {"ours": lambda: ours(given, classes), "peer": lambda: theirs(given, classes)}
+    return {"ours": lambda: ours(given, classes), "peer": lambda: theirs(given, classes),
+            "warm ours": lambda: ours(given[:1], classes), "warm peer": lambda: theirs(given[:1], classes)}
 
 
 def agreement(a: np.ndarray, b: np.ndarray) -> float:

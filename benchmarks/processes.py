@@ -63,8 +63,9 @@ def alone(function: Callable[..., Any], *args: Any) -> Any:
 class Side:
     """A process that has built its job, run it once, and waits to run it again, in one thread for each of its cores.
 
-    `build(*args)` gives the jobs by name, and may give "warm": a smaller job that compiles, in place of the first run.
-    `first` is the run after that one.
+    `build(*args)` gives the jobs by name, and may give "warm NAME": a small job that compiles what NAME needs and is
+    run before it, in NAME's process alone. `first` is the first run of the job itself: what it keeps counts as memory
+    that it needs, which a later run would find there already.
     """
 
     first: Once
@@ -98,7 +99,8 @@ def _serve(pipe: Connection, build: Build, args: tuple[Any, ...], name: str, thr
     with _reporting(pipe), ThreadPoolExecutor(threads) as pool:
         jobs = build(*args)
         job = jobs[name]
-        jobs.get("warm", job)()
+        if f"warm {name}" in jobs:
+            jobs[f"warm {name}"]()
         pipe.send(("ok", once(job)))
         while pipe.recv():
             before = time.process_time()

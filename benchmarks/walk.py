@@ -78,18 +78,20 @@ def sides(file: str, grid: Grid, peer: str) -> dict[str, Job]:
 
     edges = boundary_of(rgb(file), grid)
     values = affinity.damp(seeds(grid), edges)
+    few = edges[:12, :12], values[:, :12, :12]
     if peer.startswith("dense"):
         import torch
 
         torch.set_flush_denormal(peer == "dense, flushed")
-        few = edges[:12, :12], values[:, :12, :12]
-        return {"warm": lambda: (exact(*few), dense(*few)), "ours": lambda: exact(edges, values),
-                "peer": lambda: dense(edges, seeds(grid))}
+        return {"warm ours": lambda: exact(*few), "warm peer": lambda: dense(*few),
+                "ours": lambda: exact(edges, values), "peer": lambda: dense(edges, seeds(grid))}
     if peer == "scipy":
-        return {"ours": lambda: exact(edges, values), "peer": lambda: scipy_walk(edges, values)}
-    made = affinity.transition(affinity.path_affinity(edges, RADIUS), affinity.offsets(RADIUS), BETA)
-    return {form: partial(walk, made, values, STEPS)
-            for form, walk in (("ours", affinity.chebyshev), ("peer", affinity.walk))}
+        return {"warm ours": lambda: exact(*few), "warm peer": lambda: scipy_walk(*few),
+                "ours": lambda: exact(edges, values), "peer": lambda: scipy_walk(edges, values)}
+    made, small = _on(edges, values), _on(*few)
+    forms = {"ours": affinity.chebyshev, "peer": affinity.walk}
+    return {form: partial(walk, *made, STEPS) for form, walk in forms.items()} | {
+        f"warm {form}": partial(walk, *small, STEPS) for form, walk in forms.items()}
 
 
 def same_labels(a: np.ndarray, b: np.ndarray) -> float:

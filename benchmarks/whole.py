@@ -105,8 +105,8 @@ def sides(*given: Any) -> dict[str, Job]:
         return [mask(file, one, asked.walking) for file, one in zip(asked.files, maps(network, asked), strict=True)]
 
     jobs: dict[str, Job] = {name: partial(whole, name) for name in WAYS}
-    one = asked._replace(files=asked.files[:1], tags=asked.tags[:1])
-    return {**jobs, "warm": partial(whole, "ours", one)}  # compiles; the peer has nothing to compile
+    one = asked._replace(files=asked.files[:1], tags=asked.tags[:1], area=cam_speed.WARM)
+    return {**jobs, "warm ours": partial(whole, "ours", one), "warm peer": partial(their_maps, network, one)}
 
 
 def parts(*given: Any) -> dict[str, dict[str, float]]:
