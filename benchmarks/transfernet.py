@@ -289,7 +289,8 @@ def faults(rows: list[Row]) -> list[str]:
 def main() -> None:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--seeds", default="0,1,2")
-    words.add_argument("--only", default="", help="arms, with bars between them; no rows")
+    words.add_argument("--only", default="", help="arms, with bars between them; no rows unless --rows")
+    words.add_argument("--rows", action="store_true", help="rows of these arms, beside those of earlier commits")
     words.add_argument("--gates", action="store_true", help="precondition and gate alone: one arm, one seed")
     words.add_argument("--cache", type=Path, default=None)
     asked = words.parse_args()
@@ -301,7 +302,7 @@ def main() -> None:
             rows = measured(int(seed), asked.cache or Path(place), asked.only, at)
             wrong = faults(rows)
             print(f"seed {seed}: " + ("; ".join(wrong) or "ok"), flush=True)
-            if not asked.only:  # a seed that fails is a result, too
+            if asked.rows or not asked.only:  # a seed that fails is a result, too
                 append("transfernet_scenes.jsonl", [{**row, **({"fault": wrong} if wrong else {})} for row in rows], at)
             failed = failed or bool(wrong)
     raise SystemExit(1 if failed else 0)
