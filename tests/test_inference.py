@@ -255,7 +255,8 @@ def test_bf16_keeps_what_is_left_of_large_filters_and_biases() -> None:
     made, x = inference._rewritten(whole, "cpu", "bf16"), torch.ones(1, 3, 16, 16)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         lost, kept = ((module(x).float() - 0.1).abs().mean() for module in (whole.module, made))
-    assert kept < 0.01
+    rounding = (conv.bias.bfloat16().float() - conv.bias).abs().mean()  # torch's own convolution rounds the bias, too
+    assert kept < 0.01 + (0.0 if folding._kernel_works(torch.bfloat16) else rounding)
     assert lost > 0.03
 
 
