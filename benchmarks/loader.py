@@ -156,7 +156,8 @@ def sides(files: list[str]) -> dict[str, Job]:
         for file, how in zip(files, made, strict=True):
             one(file, how, True)
 
-    return {"ours": partial(run, ours), "peer": partial(run, theirs)}
+    return {"ours": partial(run, ours), "peer": partial(run, theirs),
+            "warm ours": partial(ours, files[0], made[0], True), "warm peer": partial(theirs, files[0], made[0], True)}
 
 
 def agreement(files: list[str]) -> float:

@@ -32,7 +32,8 @@ def sides(paths: list[str]) -> dict[str, Job]:
     images = [crf.resized(path) for path in paths]
     given = [crf.probabilities(LABELS, seed) for seed in range(len(images))]
     return {"ours": partial(crf.ours, images, given, 0.0), "peer": partial(refined, images, given),
-            "warm ours": partial(crf.ours, images[:1], given[:1], 0.0)}
+            "warm ours": partial(crf.ours, images[:1], given[:1], 0.0),
+            "warm peer": partial(refined, [images[0][:64, :64]], [given[0][:, :64, :64]])}
 
 
 def main() -> None:

@@ -22,13 +22,13 @@ did the same work in turn, each in a process of its own: medians of CPU time on 
 results agree is measured in the same run. Rounds in which the host of a virtual machine gave more than a tenth of its
 time to others are made again; where all were like that, it says so. On two cores tagseg works in two threads, the peer
 in two processes; that ratio is of wall time. Memory is the peak of a side's first whole call above what its process
-held before, in MB; what it had been given, and what a small call to compile had left, are not in it. Absolute times
-depend on the machine and are only in the rows' files. Goals are for one core. Growth: "differs by" compares what an
-image more costs from 4x to 16x with the same from 1x to 4x (what a stage costs once is left out), or 128 classes with
-8. All sizes are run in turn, forwards and backwards; what counts is the median of the turns' differences, their range
-stands beside it. Memory is judged from 4x to 16x, because 1x does not fill the two chunks that are held; it is the
-median of three processes of their own for each size, because what a later run needs depends on what those before it
-have left.
+held before, in MB; what it had been given, and what a small call to import and compile had left, are not in it.
+Absolute times depend on the machine and are only in the rows' files. Goals are for one core. Growth: "differs by"
+compares what an image more costs from 4x to 16x with the same from 1x to 4x (what a stage costs once is left out), or
+128 classes with 8. All sizes are run in turn, forwards and backwards; what counts is the median of the turns'
+differences, their range stands beside it. Memory is judged from 4x to 16x, because 1x does not fill the two chunks that
+are held; it is the median of three processes of their own for each size, because what a later run needs depends on what
+those before it have left.
 """
 COLOURS = ("#0072B2", "#D55E00", "#009E73")
 

@@ -63,9 +63,9 @@ def alone(function: Callable[..., Any], *args: Any) -> Any:
 class Side:
     """A process that has built its job, run it once, and waits to run it again, in one thread for each of its cores.
 
-    `build(*args)` gives the jobs by name, and may give "warm NAME": a small job that compiles what NAME needs and is
-    run before it, in NAME's process alone. `first` is the first run of the job itself: what it keeps counts as memory
-    that it needs, which a later run would find there already.
+    `build(*args)` gives the jobs by name, and may give "warm NAME": a small job that imports and compiles what NAME
+    needs and is run before it, in NAME's process alone. `first` is the first run of the job itself: what it keeps
+    counts as memory that it needs, which a later run would find there already.
     """
 
     first: Once
