@@ -16,7 +16,7 @@ from PIL import Image
 from scipy import ndimage
 
 from benchmarks import cam_speed, crf, walk
-from benchmarks.measure import CannotRun, compare, in_turn, write
+from benchmarks.measure import CannotRun, compare, in_turn, not_measured, write
 from benchmarks.photos import rgb
 from benchmarks.processes import Job, alone
 
@@ -146,6 +146,8 @@ def main() -> None:
         write("whole-phases", {"setting": f"{described(given)}; each photo", "phases": halves})
         if given.precision != "fp32":
             full_size(given._replace(walking=True))
+        else:
+            not_measured("whole-full-size", "runs are in fp32 on this processor: nothing to compare")
 
 
 def full_size(given: Given) -> None:

@@ -13,7 +13,7 @@ MB = 2**20
 
 
 def blocks(given: int, warm: int, kept: int, each: int) -> dict[str, Any]:
-    """A job that keeps `kept` MB after its first call and needs `each` MB in all; the others as their names say."""
+    """A job that holds `given` MB from the start, keeps `kept` more from its first call, and needs `each` in a call."""
     held, calls = [np.ones(given * MB, np.uint8)], list[str]()
 
     def small() -> None:
