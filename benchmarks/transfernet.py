@@ -82,6 +82,9 @@ ARMS = {
     "as in the paper": Arm({"norm": "none"}, draw=ROWS, attend=ROWS),
     "350 steps": Arm(**SHORT),
     "350 steps, no norm": Arm({"norm": "none"}, **SHORT),
+    "350 steps, no norm, features as they come": Arm({"norm": "none"}, attend={"scale": 1.0}, **SHORT),
+    "350 steps, no norm, sourced start": Arm({"norm": "none", "init": "gaussian"}, **SHORT),
+    "350 steps, features as they come": Arm(attend={"scale": 1.0}, **SHORT),
     "350 steps, classifier learns from rows": Arm(draw=ROWS, attend=ROWS, **SHORT),
     "350 steps, as in the paper": Arm({"norm": "none"}, draw=ROWS, attend=ROWS, **SHORT),
     "350 steps, as in the paper, features as they come": Arm(
@@ -89,6 +92,8 @@ ARMS = {
     "bilinear": Arm({"up": "bilinear"}),
     "shared switches": Arm({"up": "switch_shared"}),
     "no combining layer": Arm({"combine_layer": False}),
+    "attention fc": Arm({"attention": "fc"}),
+    "attention fc_pooled": Arm({"attention": "fc_pooled"}),
     "features as they come": Arm(attend={"scale": 1.0}),
     "classifier learns from rows": Arm(attend=ROWS, draw=ROWS),
     "half as long": Arm(longer=0.5),
