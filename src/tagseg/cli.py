@@ -74,7 +74,8 @@ def parser() -> argparse.ArgumentParser:
     options.asked(_command(commands, "plan", plan, "the stages of a run and which are done", "tagseg plan cam photos"))
     options.asked(_command(commands, "run", run, "learn masks from tags", "tagseg run cam photos --out runs/first"))
     taught = "tagseg adapt runs/first new --out runs/second"
-    options.adapt(_command(commands, "adapt", run, "teach a run of transfernet other classes by their tags", taught))
+    anew = "teach a run of transfernet two or more other classes by their tags"
+    options.adapt(_command(commands, "adapt", run, anew, taught))
     new = "tagseg predict runs/first new --out masks"
     options.predict(_command(commands, "predict", predict, "masks of new images", new))
     options.refine(_command(commands, "refine", refine, "sharper masks from maps made elsewhere", _REFINE_EXAMPLE))
@@ -184,7 +185,8 @@ def _run(args: argparse.Namespace, request: Any) -> None:
     stopping = _on_signal()
     document = run(request, Lines(), stopping)
     show(args, scores_document(document), lambda: tables.plain(document))
-    say(f"masks read by the fit: {document['masks_read_by_fit']}")
+    which = ", of the classes asked for" if request.aux or request.adapt else ""
+    say(f"masks read by the fit{which}: {document['masks_read_by_fit']}")
     say(f"report: {request.out / 'report.html'}")
 
 

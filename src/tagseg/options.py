@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 CRF = {
     "sxy-gaussian": (float, "pixels (default: 3)"),
@@ -21,7 +22,9 @@ def names(text: str) -> tuple[str, ...]:
 
 
 def asked(command: argparse.ArgumentParser, method: str | None = None) -> None:
-    """What `run` and `plan` take; a `method` that is named is not asked for."""
+    """What `run` and `plan` take. A `method` that is named (to adapt a run of it) is not asked for, and what it would
+    refuse is not offered.
+    """
     if method is not None:
         command.set_defaults(method=method)
     else:
@@ -64,19 +67,7 @@ def asked(command: argparse.ArgumentParser, method: str | None = None) -> None:
     command.add_argument(
         "--k-masks", type=int, default=0, metavar="K", help="also score the threshold that is best on K masks"
     )
-    command.add_argument("--saliency", type=Path, metavar="DIR", help="saliency maps made elsewhere: ID.png, ID.npy")
-    command.add_argument("--saliency-from", metavar="TEXT", help="what made them and what that was trained with")
-    command.add_argument("--aux", metavar="DATA", help="images with masks of other classes (transfernet)")
-    command.add_argument("--aux-splits", type=names, default=(), metavar="SPLIT[,SPLIT]", help="its splits (all)")
-    command.add_argument("--aux-only", type=names, default=(), metavar="CLASS[,CLASS]", help="its classes (all)")
-    command.add_argument(
-        "--aux-rest",
-        default="background",
-        metavar="NAME",
-        help="what DATA's classes in the images of --aux are (with --aux-only): background; or drop such images; "
-        "or ignore these pixels, which looks at DATA's masks",
-    )
-    command.add_argument("--picks", type=Path, metavar="FILE", help="masks picked among candidates (tagseg pick)")
+    _from_elsewhere(command, offered=method is None)
     machine(command)
     command.add_argument("--precision", default="auto", metavar="NAME", help="auto, fp32 or bf16")
     command.add_argument(
@@ -85,6 +76,23 @@ def asked(command: argparse.ArgumentParser, method: str | None = None) -> None:
         metavar="DIR",
         help="where finished stages are kept (TAGSEG_CACHE; default: beside the run)",
     )
+
+
+def _from_elsewhere(command: argparse.ArgumentParser, offered: bool) -> None:
+    """What is given besides images and tags; where it is not `offered` a request for it is still answered in words."""
+
+    def add(name: str, text: str, **more: Any) -> None:
+        command.add_argument(name, help=text if offered else argparse.SUPPRESS, **more)
+
+    add("--saliency", "saliency maps made elsewhere: ID.png, ID.npy", type=Path, metavar="DIR")
+    add("--saliency-from", "what made them and what that was trained with", metavar="TEXT")
+    add("--aux", "images with masks of other classes (transfernet)", metavar="DATA")
+    add("--aux-splits", "its splits (all)", type=names, default=(), metavar="SPLIT[,SPLIT]")
+    add("--aux-only", "its classes (all)", type=names, default=(), metavar="CLASS[,CLASS]")
+    add("--aux-rest", "what DATA's classes in the images of --aux are (with --aux-only): background; or drop such "
+        "images; or ignore these pixels, which looks at DATA's masks", default="background",
+        metavar="NAME")  # fmt: skip
+    add("--picks", "masks picked among candidates (tagseg pick)", type=Path, metavar="FILE")
 
 
 def _method(command: argparse.ArgumentParser) -> None:

@@ -14,12 +14,14 @@ from PIL import Image
 
 import method_checks
 import tiny
-from tagseg import config
+from tagseg import cli, config
 from tagseg.artifacts import Weights
 from tagseg.data.folder import Reading
 from tagseg.data.scenes import preset
 from tagseg.localize import recognise
 from tagseg.methods import transfernet
+from tagseg.refine import threshold
+from tagseg.report.pictures import overlay
 from tagseg.runs import run as runs
 from tagseg.runs.predict import load, trained
 from tagseg.runs.setup import ledger
@@ -45,14 +47,38 @@ def asked(out: Path, **more: Any) -> Any:
 
 def test_a_whole_run_leaves_numbers_masks_and_a_model(made: Tiny) -> None:
     assert made.document["masks_read_by_fit"] == 0  # of the target: those of the other classes are counted apart
-    assert any("pixel masks of 24 images of other classes: crab, jay" in s for s in made.document["supervision"])
+    assert any(s.startswith(f"pixel masks and tags of 24 images of '{made.prepared.inputs.aux.tagged.name}', of other "
+                            "classes: crab, jay") for s in made.document["supervision"])
     assert {"seed", "pseudo", "val", "val_post", "seed_val"} <= set(made.document["scores"])
     assert made.document["classes"] == ["newt", "fox", "pig"]
     assert len(list((made.out / "masks").rglob("*.png"))) == 12
-    names = [name for name, _ in made.document["gallery"][0]["panels"]]
-    assert names[2:4] == ["attention", "densified"]
     photo = tiny.photos(made.out.parent / "photos", count=2) / "images" / "000.png"
     assert load(made.out)(photo).pixels.shape == (48, 48)
+
+
+def test_the_report_shows_each_class_of_an_image_by_itself(made: Tiny) -> None:
+    rows = made.document["gallery"]
+    assert max(len(row["by_class"]) for row in rows) > 1  # several classes in one image
+    assert made.prepared.val is not None
+    known = made.prepared.val.images.select([row["id"] for row in rows])
+    drawn = transfernet.maps(made.again(), known, made.fitted, made.prepared.cfg)
+    page = (made.out / "report.html").read_text()
+    for row in rows:
+        assert [name for name, _ in row["by_class"]] == row["tags"]
+        found = drawn.get(row["id"])
+        photo = known.source.read(row["id"]).transpose(1, 2, 0)
+        for k, (name, panels) in enumerate(row["by_class"]):
+            assert [step for step, _ in panels] == ["attention", "densified", "decoder"]
+            assert f"{name}: attention" in page
+            shown = np.asarray(Image.open(made.out / panels[2][1])).astype(int)
+            mask = np.where(found.scores[k] >= 0.5, found.classes[k], 0).astype(np.uint8)
+            others = [np.where(mask, 0, c).astype(np.uint8) for c in (1, 2, 3)]
+            wrong = {0, 1, 2, 3} - {int(found.classes[k])} if mask.any() else ()
+            others += [np.where(mask, c, 0).astype(np.uint8) for c in wrong]
+            apart = [float(np.abs(shown - overlay(photo, one)).mean()) for one in (mask, *others)]
+            assert apart[0] == min(apart)  # but for what JPEG does the mask in its colour
+            pictures = [np.asarray(Image.open(made.out / file)).astype(int) for _, file in panels]
+            assert np.abs(pictures[0] - pictures[1]).mean() > 1
 
 
 def test_the_plan_is_what_runs(made: Tiny, tmp_path: Path) -> None:
@@ -186,8 +212,8 @@ def test_both_sides_come_out_of_one_folder(tmp_path: Path) -> None:
     assert document["classes"] == list(names[:2])
     assert document["masks_read_by_fit"] == 0
     line = next(s for s in document["supervision"] if "other classes" in s)
-    assert line == (f"pixel masks of 24 images of other classes: {', '.join(names[2:])}; the target's own classes "
-                    "count as background there")
+    assert line == (f"pixel masks and tags of 24 images of 'photos:all', of other classes: {', '.join(names[2:])}; the "
+                    "target's own classes count as background there")
     values = {int(v) for f in (request.out / "masks").rglob("*.png") for v in np.unique(np.asarray(Image.open(f)))}
     assert values <= {0, 1, 2}
     _, plain = runs.plan(request)
@@ -252,6 +278,57 @@ def test_an_adapted_run_tells_of_val_images_whose_masks_its_decoder_saw(made: Ti
     runs.run(second)
     assert (second.out / "masks_seen.txt").read_text().split() == seen  # what it has seen travels along
     assert not any("whose masks taught" in line for line in runs.plan(replace(second, val=()))[1].warnings)
+    (first.out / "masks_seen.txt").unlink()
+    assert any("found no masks_seen.txt" in line for line in runs.plan(second)[1].warnings)
+    runs.run(second)
+    assert not (second.out / "masks_seen.txt").exists()  # nor does the next one know
+
+
+def test_no_model_is_left_beside_another_ones_list_of_masks(made: Tiny, tmp_path: Path,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while a new model replaces an old one, a run has no model, which `adapt` refuses."""
+    request = asked(tmp_path / "out" / "run", cache=made.cache, train=(), aux=SOURCE)
+    runs.run(request)
+    other = replace(request, aux="scenes:transfer?train=20&val=12&size=48&side=source")
+    kept = runs.write_atomic
+
+    def killed(path: Path, data: bytes) -> None:
+        if path.name == "masks_seen.txt":
+            raise KeyboardInterrupt
+        kept(path, data)
+
+    monkeypatch.setattr(runs, "write_atomic", killed)
+    with pytest.raises(KeyboardInterrupt):
+        runs.run(other)
+    with pytest.raises(UsageError, match="holds no trained model"):
+        runs.plan(asked(tmp_path / "c", data=THIN, aux=None, adapt=request.out))
+
+
+def test_adapt_on_the_command_line(made: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sets = [word for item in (*tiny.COMMON["transfernet"], *tiny.OWN["transfernet"]) for word in ("--set", item)
+            if item.split(".")[0] in ("tagger", "attend", "maps", "predict", "post", "point", "crf")]  # fmt: skip
+    words = [THIN, "--out", str(tmp_path / "run"), "--budget", "quick", "--device", "cpu", "--precision", "fp32",
+             "--workers", "1", "--cache", str(made.cache), *sets]  # fmt: skip
+    assert cli.main(["adapt", str(made.out), *words]) == 0
+    said = capsys.readouterr()
+    assert "transfernet on scenes:thin" in said.out + said.err
+    assert "masks read by the fit, of the classes asked for: 0" in said.err
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert cli.main(["adapt", str(tmp_path / "nowhere"), *words]) != 0
+    assert "finished `tagseg run transfernet`" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["adapt", "--help"])
+    offered = capsys.readouterr().out
+    assert "two or more" in offered
+    assert "--aux" not in offered
+
+
+def test_adapting_says_which_settings_do_nothing(made: Tiny, tmp_path: Path) -> None:
+    request = asked(tmp_path / "a", data=THIN, aux=None, adapt=made.out, sets=("draw.masks=3", "tagger.stride=16"))
+    lines = [line for line in runs.plan(request)[1].warnings if "keeps encoder and decoder" in line]
+    assert len(lines) == 1
+    assert "draw.masks=3" in lines[0]
+    assert "tagger.stride" not in lines[0]
 
 
 def test_an_adapted_run_is_described_by_the_network_that_it_has(made: Tiny, tmp_path: Path) -> None:
@@ -308,6 +385,55 @@ def test_fc_attention_is_shown_one_size(tmp_path: Path) -> None:
     sets = ("attend.shape.attention=fc", "maps.size=64", "draw.augment.size=48", "attend.augment.size=48")
     with pytest.raises(UsageError, match=r"maps\.size=64.*expected one size"):
         runs.plan(asked(tmp_path / "run", sets=sets))
+
+
+@pytest.mark.parametrize(("wrong", "says"), [
+    (("maps.background=0",), r"maps\.background: found 0\.0, expected more than 0"),
+    (("post.maps.background=-1",), r"post\.maps\.background: found -1\.0"),
+    (("maps.grid=0",), r"maps\.grid: found 0, expected 1 or more"),
+    (("predict.maps.tag=7",), r"predict\.maps\.tag: found 7\.0, expected a score from 0 to 1"),
+    (("attend.scale=0",), r"attend\.scale: found 0\.0, expected more than 0"),
+    (("attend.shape.width=0",), r"attend\.shape\.width: found 0, expected 1 or more"),
+    (("draw.masks=-1",), r"draw\.masks: found -1\.0, expected 0 or more"),
+    (("attend.shape.attention=fc", *(f"{part}.size=40" for part in
+      ("attend.augment", "draw.augment", "maps", "predict.maps", "post.maps"))), "expected a multiple of 16"),
+])  # fmt: skip
+def test_settings_that_cannot_be_are_refused_before_anything_learns(tmp_path: Path, wrong: tuple[str, ...],
+                                                                   says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        runs.plan(asked(tmp_path / "run", sets=wrong))
+
+
+def test_switches_that_a_network_has_not_are_refused_before_anything_learns(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="choose up=switch_shared or bilinear"):
+        runs.plan(asked(tmp_path / "run", backbone="mobilenet_v2", weights="none", sets=("attend.shape.up=switch",)))
+
+
+def test_fc_attention_on_photos_of_several_shapes_is_refused_before_anything_learns(tmp_path: Path) -> None:
+    folder = tiny.photos(tmp_path / "photos", count=24)
+    for k, path in enumerate(sorted((folder / "images").iterdir())):
+        mask = folder / "masks" / f"{path.stem}.png"
+        for file in (path, mask):
+            Image.open(file).resize((96, 40) if k % 2 else (40, 96), Image.Resampling.NEAREST).save(file)
+    names = preset("basic").classes
+    sets = ("attend.shape.attention=fc", *(f"{part}.size=48" for part in
+            ("attend.augment", "draw.augment", "maps", "predict.maps", "post.maps")))  # fmt: skip
+    request = asked(tmp_path / "out" / "run", data=str(folder), aux=str(folder), aux_only=names[2:], val=(), sets=sets,
+                    reading=Reading(only=names[:2]))  # fmt: skip
+    with pytest.raises(DataError, match=r"sees one grid.*attend\.augment\.square=true"):
+        runs.plan(request)
+    runs.plan(replace(request, sets=(*sets, "attend.augment.square=true", "draw.augment.square=true")))
+
+
+def test_a_point_at_the_end_of_the_scale_still_weighs(made: Tiny, tmp_path: Path) -> None:
+    """The brightness rule gives 0 where a set's maps have one value alone."""
+    run = made.again()
+    for cut in (0.0, 1.0):
+        point = threshold.fixed(run, threshold.Fixed(cut, "at the end"))
+        model = predict_decoder.weighed(run, made.fitted.model, point, predict_decoder.Weighed())
+        assert 0 < model.meta["odds"] < np.inf
+        found = predict_decoder.maps(run, made.prepared.inputs.tagged, model, made.prepared.cfg.maps)
+        assert np.isfinite(found.get(found.ids[0]).scores).all()
 
 
 def test_without_background_there_is_nothing_to_draw_before(made: Tiny) -> None:

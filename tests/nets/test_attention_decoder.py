@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import pytest
 import torch
@@ -70,6 +71,9 @@ def test_transfernet_s7_02_densified_by_hand() -> None:
     torch.testing.assert_close(found, gram @ weights[0])
     assert (found >= 0).all()
     torch.testing.assert_close(densified(a, 3 * (flat @ weights[0])[None]).flatten(), 3 * found)
+    others = torch.rand(GRID[0] * GRID[1], generator=torch.Generator().manual_seed(4))
+    both = densified(a, (flat @ (weights[0] + others))[None]).flatten()
+    torch.testing.assert_close(both, found + densified(a, (flat @ others)[None]).flatten())
 
 
 def decoder(up: str = "switch", **more: object) -> tuple[Decoder, Tensor, dict[str, Tensor], Tensor]:
@@ -135,6 +139,21 @@ def test_transfernet_s7_10_the_output_is_as_large_as_the_image(up: str) -> None:
     model, _, found, last = decoder(up)
     logits = model(densified(last, last.mean((2, 3))), switches_of(found, model.levels, last, up), (64, 96))  # type: ignore[arg-type]
     assert logits.shape == (2, 2, 64, 96)
+    made = switches_of(found, model.levels, last, up)  # type: ignore[arg-type]
+    assert made[-1].size == (64, 96)  # of itself: nothing is enlarged in the end
+
+
+@pytest.mark.parametrize("form", ["conv", "fc_pooled"])
+@pytest.mark.parametrize("size", [(64, 96), (32, 48), (112, 80)])
+def test_transfernet_s7_10_one_network_draws_at_any_multiple_of_16(form: Any, size: tuple[int, int],
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = TransferNet(build("small", stride=16), 5, Shape(attention=form, width=12, up="switch")).eval()
+    rows = model.encode(torch.randn(1, 3, *size))
+    alpha, dense, _ = model(rows, one_hot(2))
+    monkeypatch.setattr(F, "interpolate", None)  # its own unpooling comes out at the image's size
+    assert alpha.shape == (1, size[0] // 16, size[1] // 16)
+    assert model.draw(dense, rows).shape == (1, 2, *size)
 
 
 @pytest.mark.parametrize("up", ["switch", "switch_shared", "bilinear"])
@@ -157,6 +176,14 @@ def test_transfernet_s7_09_odd_sizes_keep_their_place(up: str) -> None:
         if up == "switch":
             torch.testing.assert_close(F.max_pool2d(back, 2, 2), F.max_pool2d(level, 2, 2))
     model = Decoder(levels, Shape(up=up))  # type: ignore[arg-type]
+    coarse = torch.rand(1, levels[0].channels, *found["last"].shape[2:]) + 1
+    large = model._enlarged(coarse, switches[0])
+    if switches[0].where is None:
+        torch.testing.assert_close(large, F.interpolate(coarse, switches[0].size, mode="bilinear"))
+    else:  # the decoder's own way up puts each value where the encoder's came from, and nothing elsewhere
+        assert int((large != 0).sum()) == coarse.numel()
+        where = switches[0].where.expand_as(coarse)
+        torch.testing.assert_close(large.flatten(2).gather(2, where.flatten(2)).view_as(coarse), coarse)
     assert model(densified(found["last"], found["last"].mean((2, 3))), switches, (65, 97)).shape[2:] == (65, 97)
 
 
@@ -185,6 +212,8 @@ def test_transfernet_s7_13_a_fresh_decoder_draws_something(init: str, norm: str,
     dense = densified(last, last.mean((2, 3)))
     spread = model(dense, switches_of(found, model.levels, last, "switch"), (64, 96)).std((2, 3)).max()
     assert (spread > 1e-4) == draws  # a norm mends what the sourced initialisation lacks
+    if not draws:
+        assert spread < 1e-7  # next to nothing at all
 
 
 def test_one_layer_more_or_less_changes_attention_and_the_classifier_sees_z_alone() -> None:

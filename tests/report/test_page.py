@@ -92,6 +92,7 @@ def test_text_of_users_is_escaped_everywhere(make: Any, put: Put, add_gallery: A
     row = document["gallery"][0]
     row.update(id=NASTY, tags=[NASTY], group=NASTY)
     row["panels"] = [[NASTY, path] for _, path in row["panels"][:1]]
+    row["by_class"] = [[NASTY, row["panels"]]]
     for key in ("title", "method", "data", "backbone", "command", "commit", "version"):
         document[key] = NASTY
     document.update(warnings=[NASTY], supervision=[NASTY], missing={"val_post": NASTY})
@@ -141,6 +142,21 @@ def test_pictures_outside_the_run_or_broken_are_left_out(document: Document, put
     outside.unlink()
 
 
+def test_gallery_shows_the_steps_of_each_class_on_a_line_of_its_own(document: Document, put: Put, add_gallery: Any
+                                                                  ) -> None:
+    document = add_gallery(document, 1)
+    (_, first), (_, second) = document["gallery"][0]["panels"][:2]
+    document["gallery"][0]["by_class"] = [["crab", [["attention", first], ["decoder", second]]],
+                                          ["jay", [["attention", "../gone.png"], ["decoder", first]]]]
+    outline = _outline(page.write(put(document)))
+    images = [attrs["alt"] for tag, attrs in outline.elements if tag == "img"]
+    assert [str(text).split(" in ")[0] for text in images[5:]] == ["attention of crab", "decoder of crab",
+                                                                   "decoder of jay"]
+    for caption in ("crab: attention", "crab: decoder", "jay: attention", "jay: decoder"):
+        assert caption in outline.text
+    assert "not available" in outline.text
+
+
 def test_same_document_same_bytes(document: Document, put: Put, add_gallery: Any) -> None:
     folder = put(add_gallery(document, 1))
     first = page.write(folder).read_bytes()
@@ -185,7 +201,8 @@ def test_any_entry_may_be_null_nan_or_of_another_kind(
     document["curves"]["seed"] = hole
     document["scores"]["pseudo"]["auto"]["miou"] = math.nan
     document["lineage"].append({"stage": hole, "seconds": hole, "key": hole, "inputs": hole, "events": hole})
-    document["gallery"] = [{"id": hole, "panels": hole, "tags": hole, "group": hole, "miou": hole}]
+    document["gallery"] = [{"id": hole, "panels": hole, "tags": hole, "group": hole, "miou": hole, "by_class": hole},
+                           {"id": "a", "by_class": [hole, ["newt", hole], ["newt", [hole, ["attention", hole]]]]}]
     _outline(page.write(put(document)))
 
 

@@ -163,6 +163,30 @@ def test_transfernet_s7_07_targets_of_a_row() -> None:
     assert found.tolist() == [[[0, 1, 0, 255]], [[0, 0, 1, 255]], [[255, 255, 255, 255]]]
 
 
+def test_transfernet_s7_07_each_row_learns_the_outline_of_its_own_class() -> None:
+    """By hand: what the decoder draws of a row's attention, against where the mask has just that row's class."""
+    model, given = net(), batch(theirs=True)
+    given["labels"][:, :, :4] = 255
+    model.eval()
+    encoded = model.encode(model.backbone.preprocess(given["images"].float() / 255))
+    expected = torch.zeros(())
+    for image in range(2):
+        for number, value in ((3, 1), (4, 2)):  # the third class of all is the first that has masks
+            row = encoded.rows(torch.tensor([image]))
+            _, dense, _ = model(row, F.one_hot(torch.tensor([number]), 8).bool())
+            logits, labels = model.draw(dense, row)[0].flatten(1), given["labels"][image].flatten()
+            known = labels != 255
+            right = (labels[known] == value).long()
+            expected = expected - logits[:, known].log_softmax(0).gather(0, right[None]).mean()
+    torch.testing.assert_close(RowLoss(0.0, 1.0, 3).total(model, given), expected)
+
+
+def test_transfernet_s7_07_a_target_row_has_no_outline_to_learn() -> None:
+    model, given = net(), batch(theirs=False)
+    given["labels"] = batch(theirs=True)["labels"]  # even if there were a mask
+    assert RowLoss(0.0, 2.0, 3).total(model, given).item() == 0
+
+
 def draws(**more: Any) -> Alternating:
     aux = of_other_classes(SOURCE, TARGET.classes)
     how = (Augment(size=48), 4, 0)
@@ -194,6 +218,44 @@ def test_transfernet_s7_08_an_image_with_two_tags_gives_two_rows() -> None:
     torch.testing.assert_close(loss.total(model, both), rows[0] + rows[1])
     empty = {**both, "tags": torch.zeros_like(both["tags"])}
     assert loss.total(model, empty).item() == 0  # images without a tag have no row
+
+
+@pytest.mark.parametrize("part", ["drawn", "dense", "attention"])
+def test_a_map_is_of_the_class_that_is_asked_for(part: Any) -> None:
+    """Each map is that of a network that knows its class alone: all other columns of the names are swapped away."""
+    model = net().eval()
+    with torch.no_grad():
+        model.attention.out.weight.normal_(std=3, generator=torch.Generator().manual_seed(5))  # classes differ clearly
+    image, cfg = batch(theirs=True)["images"][0].numpy(), predict_decoder.Looked(**CPU)
+    several = predict_decoder.drawn(model, image, np.array([1, 4, 6]), cfg, part, (12, 12))
+    assert np.abs(several[0] - several[1]).max() > 1e-3
+    x = model.backbone.preprocess(torch.from_numpy(image)[None].float() / 255)
+    for place, number in enumerate((1, 4, 6)):
+        row = model.encode(x)
+        alpha, dense, _ = model(row, F.one_hot(torch.tensor([number]), 8).bool())
+        if part == "drawn":
+            shown = foreground_share(model.draw(dense, row), cfg.background)[:, None]
+            expected = F.interpolate(shown, (12, 12), mode="bilinear")[0, 0]
+            np.testing.assert_allclose(several[place], expected.detach().numpy(), atol=1e-5)
+        else:  # the longest cell is where the map is longest
+            cells = (alpha if part == "attention" else dense[:, 0])[0].detach().numpy()
+            top = np.unravel_index(cells.argmax(), cells.shape)
+            found = np.unravel_index(several[place].argmax(), (12, 12))
+            assert max(abs(found[k] - top[k] * 4) for k in (0, 1)) <= 4
+            assert several[place].max() == pytest.approx(1)
+
+
+def test_attention_beside_an_image_takes_nothing_from_its_map() -> None:
+    """Attention "fc" sees a square; what lies in the filled part of it is no part of the image."""
+    torch.manual_seed(0)
+    model = TransferNet(build("small", stride=16), 8, Shape(attention="fc", width=16), (3, 3)).eval()
+    with torch.no_grad():
+        model.attention.out.weight.zero_()
+        model.attention.out.bias.copy_(torch.tensor([0.0, 1, 0, 0, 0, 0, 15, 15, 15]))  # nearly all below the photo
+    image = torch.randint(0, 256, (3, 16, 48), dtype=torch.uint8).numpy()
+    for part in ("attention", "dense"):
+        found = predict_decoder.drawn(model, image, np.array([2]), predict_decoder.Looked(**CPU), part, (16, 48))  # type: ignore[arg-type]
+        assert found.max() == pytest.approx(1)
 
 
 def test_transfernet_s7_12_the_share_of_foreground_and_what_is_drawn() -> None:

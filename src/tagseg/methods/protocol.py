@@ -25,7 +25,15 @@ from tagseg.data.picks import Picks
 from tagseg.data.saliency_folder import SaliencyFolder
 from tagseg.data.weights import Pretrained
 
-Step = MapSet | LabelSet | Scores
+
+class Apart(NamedTuple):
+    """Maps that are shown for each class by itself; with a `cut` as masks: where the score is that or more."""
+
+    maps: MapSet
+    cut: float | None = None
+
+
+Step = MapSet | LabelSet | Scores | Apart
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ from tagseg.artifacts import LabelSet, MapSet, Weights
 from tagseg.data.index import TaggedSet
 from tagseg.data.other_masks import Joined
 from tagseg.localize import classify, operating_point, recognise
-from tagseg.methods.protocol import Fitted, Inputs, Step
+from tagseg.methods.protocol import Apart, Fitted, Inputs, Step
+from tagseg.nets.attention_decoder import check_up
+from tagseg.nets.backbones import build
 from tagseg.refine import class_crf, threshold
 from tagseg.refine.crf import Crf
 from tagseg.segment import predict_decoder, train_decoder
@@ -17,6 +19,8 @@ from tagseg.store import Run
 from tagseg.types import DataError, UsageError
 
 NEEDS_AUX = ADAPTS = True
+CELL = 16  # sides of training crops are multiples of it
+HALF = 0.5  # from where the decoder's foreground counts
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Config:
 def fit(run: Run, inputs: Inputs, cfg: Config) -> Fitted:
     """Learn where each class lies from tags, learn what an outline is from other classes' masks, put both together."""
     target, aux = inputs.tagged, inputs.aux
-    check_sizes(cfg)
+    check(inputs, cfg)
     if not target.has_background:
         raise DataError(f"{target.name}: has no background, expected a set with one: what the decoder draws is an "
                         "object before a background")
@@ -91,15 +95,47 @@ def as_trained(cfg: Config, model: Weights) -> Config:
     return replace(cfg, attend=replace(cfg.attend, shape=shape, scale=float(model.tensors()["scale"])))
 
 
-def check_sizes(cfg: Config) -> None:
-    """Raise `UsageError` where attention "fc" would learn on one grid and be shown another, before anything learns."""
+def check(inputs: Inputs, cfg: Config) -> None:
+    """What cannot be done, before anything learns: `UsageError` for settings, `DataError` for images of many shapes."""
+    shown = {"maps": cfg.maps, "predict.maps": cfg.predict.maps, "post.maps": cfg.post.maps}
+    shape, scale = cfg.attend.shape, cfg.attend.scale
+    least: list[tuple[str, float, float, bool]] = [  # name, value, its least, whether that itself will do
+        ("attend.shape.width", shape.width, 1, True),
+        ("attend.scale", 1.0 if isinstance(scale, str) else scale, 0, False),
+        *((f"draw.{name}", getattr(cfg.draw, name), 0, True) for name in ("tags", "masks")),
+        *((f"{name}.background", one.background, 0, False) for name, one in shown.items()),
+        *((f"{name}.grid", one.grid, 1, True) for name, one in shown.items()),
+        *((f"{name}.size", one.size, 1, True) for name, one in shown.items()),
+    ]
+    for name, value, low, included in least:
+        if not (value >= low if included else value > low):
+            raise UsageError(f"{name}: found {value}, expected {low} or more" if included
+                             else f"{name}: found {value}, expected more than {low}")
+    for name, one in shown.items():
+        if not isinstance(one.tag, str) and not 0 <= one.tag <= 1:
+            raise UsageError(f"{name}.tag: found {one.tag}, expected a score from 0 to 1, or measured")
+    if shape.up == "switch":
+        check_up(build(cfg.start.backbone), shape.up)
+    if shape.attention == "fc":
+        check_one_grid(inputs, cfg)
+
+
+def check_one_grid(inputs: Inputs, cfg: Config) -> None:
+    """Raise where attention "fc" would learn on one grid and be shown another."""
     sizes = {"attend.augment.size": cfg.attend.augment.size, "draw.augment.size": cfg.draw.augment.size,
              "maps.size": cfg.maps.size, "predict.maps.size": cfg.predict.maps.size,
              "post.maps.size": cfg.post.maps.size}  # fmt: skip
-    if cfg.attend.shape.attention == "fc" and len(set(sizes.values())) > 1:
-        found = ", ".join(f"{name}={size}" for name, size in sizes.items())
+    found = ", ".join(f"{name}={size}" for name, size in sizes.items())
+    if len(set(sizes.values())) > 1:
         raise UsageError(f"attend.shape.attention=fc: found {found}; expected one size, as this attention sees one "
                          "grid; set them alike, or choose attention=conv")
+    if cfg.maps.size % CELL:
+        raise UsageError(f"attend.shape.attention=fc: found {found}; expected a multiple of {CELL}, as crops have such "
+                         "sides and this attention sees one grid")
+    aux = inputs.aux
+    sides = [inputs.tagged] if aux is None else [inputs.tagged, aux.tagged]
+    train_decoder.one_square({crop for side in sides for part in (cfg.attend, cfg.draw)
+                              for crop in train_decoder.crops_of(side, part)})  # fmt: skip
 
 
 def finished(run: Run, inputs: Inputs, drawing: Weights, cfg: Config) -> Fitted:
@@ -114,7 +150,7 @@ def finished(run: Run, inputs: Inputs, drawing: Weights, cfg: Config) -> Fitted:
         model = predict_decoder.weighed(run, model, point, predict_decoder.Weighed())
         found = predict_decoder.maps(run, target, model, cfg.maps)
         why = "what the decoder drew where erasing takes evidence away is at one half"
-    half = threshold.fixed(run, threshold.Fixed(0.5, why))
+    half = threshold.fixed(run, threshold.Fixed(HALF, why))
     return Fitted(model, tagger, found, half, None, class_crf.labels(run, target, found, cfg.crf))
 
 
@@ -129,10 +165,11 @@ def pseudo(run: Run, inputs: Inputs, fitted: Fitted, cfg: Config) -> LabelSet:
 
 
 def steps(run: Run, inputs: Inputs, fitted: Fitted, cfg: Config) -> dict[str, Step]:
-    """For the report: attention to each tag, and what is like what it looks at."""
+    """For the report, class by class: attention to each tag, what is like what it looks at, what the decoder draws."""
     attention, dense = replace(cfg.maps, part="attention"), replace(cfg.maps, part="dense")
-    return {"attention": predict_decoder.maps(run, inputs.tagged, fitted.model, attention),
-            "densified": predict_decoder.maps(run, inputs.tagged, fitted.model, dense)}  # fmt: skip
+    return {"attention": Apart(predict_decoder.maps(run, inputs.tagged, fitted.model, attention)),
+            "densified": Apart(predict_decoder.maps(run, inputs.tagged, fitted.model, dense)),
+            "decoder": Apart(maps(run, inputs.tagged, fitted, cfg), HALF)}  # fmt: skip
 
 
 def predict(run: Run, model: Weights, images: TaggedSet, cfg: Config) -> LabelSet:

@@ -138,8 +138,11 @@ def _gallery(document: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
 def _gallery_row(row: Mapping[str, Any], names: list[str], folder: Path) -> dict[str, Any]:
     paths = {str(panel[0]): str(panel[1]) for panel in listed(row.get("panels")) if len(panel) == 2}
     panels = [(name, embedded(folder, paths[name]) if name in paths else None) for name in names]
+    by_class = [(str(one[0]), [(str(panel[0]), embedded(folder, str(panel[1])))
+                               for panel in listed(one[1]) if len(listed(panel)) == 2])
+                for one in listed(row.get("by_class")) if len(listed(one)) == 2]  # fmt: skip
     return {"id": row.get("id"), "miou": row.get("miou"), "confidence": row.get("confidence"), "panels": panels,
-            "tags": [str(tag) for tag in listed(row.get("tags"))]}
+            "by_class": by_class, "tags": [str(tag) for tag in listed(row.get("tags"))]}
 
 
 def embedded(folder: Path, name: str) -> str | None:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tagseg.artifacts import LabelSet, MapSet
+from tagseg.artifacts import LabelSet, MapSet, Scores
 from tagseg.data.index import MaskedSet, TaggedSet
 from tagseg.disk import write_atomic
-from tagseg.methods.protocol import Fitted, Step
+from tagseg.methods.protocol import Apart, Fitted
 from tagseg.ops.geometry import enlarge
 from tagseg.report import pictures
 from tagseg.runs.measure import Predicted
@@ -37,6 +37,7 @@ def gallery(
     pseudo = prepared.method.pseudo(run, inputs, fitted, prepared.cfg)
     steps = getattr(prepared.method, "steps", None)
     on_the_way = steps(run, inputs, fitted, prepared.cfg) if steps else {}
+    apart = {name: kind for name, kind in on_the_way.items() if isinstance(kind, Apart)}
     scores = dict(per_image)
     out = []
     for number, (sample, group) in enumerate(rows):
@@ -46,7 +47,7 @@ def gallery(
         panels = {
             "photo": photo,
             "truth": None if true is None else pictures.overlay(photo, true),
-            **{name: _step(photo, sample, kind) for name, kind in on_the_way.items()},
+            **{name: _step(photo, sample, kind) for name, kind in on_the_way.items() if not isinstance(kind, Apart)},
             "map": pictures.heat(photo, enlarge(found.scores, found.size), found.classes),
             "pseudo mask": pictures.overlay(photo, pseudo.get(sample).pixels),
             "prediction": pictures.overlay(photo, predicted.val.get(sample).pixels),
@@ -56,6 +57,11 @@ def gallery(
             for name, image in panels.items()
             if image is not None
         ]
+        by_class = []
+        for c in np.flatnonzero(tagged.tags_of(sample)).tolist() if apart else []:
+            mine = {name: _one(photo, sample, kind, c + 1) for name, kind in apart.items()}
+            own = [[name, _write(folder, f"{number:03d}-{c + 1}-{name}", image)] for name, image in mine.items()]
+            by_class.append([tagged.classes[c], own])
         out.append(
             {
                 "id": sample,
@@ -64,6 +70,7 @@ def gallery(
                 "confidence": confidence(predicted.val, sample),
                 "tags": _names(tagged, sample),
                 "panels": written,
+                "by_class": by_class,
             }
         )
     return out
@@ -85,7 +92,18 @@ def chosen(labels: LabelSet, images: TaggedSet, per_image: list[tuple[str, float
     return rows + ([] if ranked else [(i, "sample") for i in rest[:: max(1, len(rest) // EACH)][:EACH]])
 
 
-def _step(photo: U8, sample: str, kind: Step) -> U8:
+def _one(photo: U8, sample: str, kind: Apart, number: int) -> U8:
+    """A step of one class of an image alone: its map, or the mask that it is cut to."""
+    found = kind.maps.get(sample)
+    own = found.classes == number
+    scores = enlarge(found.scores[own], found.size)
+    if kind.cut is None:
+        return pictures.heat(photo, scores, found.classes[own])
+    mask = np.where((scores >= kind.cut).any(0), number, 0).astype(np.uint8)
+    return pictures.overlay(photo, mask)
+
+
+def _step(photo: U8, sample: str, kind: MapSet | LabelSet | Scores) -> U8:
     """A step on the way: maps, labels, or where taps go."""
     if isinstance(kind, LabelSet):
         return pictures.overlay(photo, kind.get(sample).pixels)

@@ -127,11 +127,18 @@ def told_before(request: Request) -> list[str]:
         return [f"what {request.adapt.name} was told is not known: it has no scores.json with a ledger"]
 
 
-def seen_before(request: Request) -> frozenset[str]:
-    """Digests of the images whose masks taught the run that is adapted, as it left them."""
+def seen_before(request: Request) -> frozenset[str] | None:
+    """Digests of the images whose masks taught the run that is adapted, as it left them; None where it left none."""
     assert request.adapt is not None
     file = request.adapt / SEEN
-    return frozenset(file.read_text("ascii").split()) if file.is_file() else frozenset()
+    return frozenset(file.read_text("ascii").split()) if file.is_file() else None
+
+
+def unused(request: Request) -> list[str]:
+    """A warning on settings of what adapting leaves as it is: encoder and decoder."""
+    given = [one for one in request.sets if one.startswith(("encoder=", "start.", "classifier.", "draw."))]
+    return [f"--set {', '.join(given)}: adapt keeps encoder and decoder as they are, so nothing follows from it"
+            ] if given else []  # fmt: skip
 
 
 def check_model(model: Weights, tagged: TaggedSet, looked: int) -> list[str]:

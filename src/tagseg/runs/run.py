@@ -252,13 +252,17 @@ def _without_curves(findings: dict[str, Any]) -> dict[str, Any]:
 
 def _write_model(out: Path, prepared: Prepared, predicted: Predicted, fitted: Fitted) -> None:
     """Model, config and masks, before anything is measured; what an earlier run left in this folder goes first."""
-    for name in ("scores.json", "report.json", "report.html", "metrics.csv", "per_class.csv", SEEN):
+    for name in ("scores.json", "report.json", "report.html", "metrics.csv", "per_class.csv"):
         (out / name).unlink(missing_ok=True)
     for folder in ("masks", "gallery"):
         shutil.rmtree(out / folder, ignore_errors=True)
-    _copy(fitted.model, out / "weights")
+    if not _is_copy(fitted.model, out / "weights"):
+        (out / "weights" / RECORD).unlink(missing_ok=True)  # from here on there is no model until its list is there
     if seen := masks_seen(prepared):
         write_atomic(out / SEEN, "".join(f"{digest}\n" for digest in sorted(seen)).encode())
+    else:
+        (out / SEEN).unlink(missing_ok=True)
+    _copy(fitted.model, out / "weights")
     write_atomic(out / "config.yaml", yaml.safe_dump(config.canonical(prepared.cfg), sort_keys=False).encode())
     environment = {
         "method": prepared.request.method,
@@ -276,11 +280,13 @@ def _write_model(out: Path, prepared: Prepared, predicted: Predicted, fitted: Fi
 
 
 def masks_seen(prepared: Prepared) -> frozenset[str]:
-    """Digests of the images whose masks of other classes were learned from, here or by the run that was adapted."""
+    """Digests of the images whose masks of other classes were learned from, here or by the run that was adapted; none
+    also where that one has no list.
+    """
     aux = prepared.inputs.aux
     if aux is not None:
         return frozenset(aux.tagged.source.digest(i) for i in aux.tagged.ids)
-    return seen_before(prepared.request) if prepared.request.adapt is not None else frozenset()
+    return (prepared.request.adapt is not None and seen_before(prepared.request)) or frozenset()
 
 
 def _write_results(out: Path, document: dict[str, Any]) -> None:
@@ -302,9 +308,13 @@ def _write_results(out: Path, document: dict[str, Any]) -> None:
     page.write(out)
 
 
+def _is_copy(artifact: Artifact, place: Path) -> bool:
+    return (place / RECORD).exists() and (place / RECORD).read_bytes() == (artifact.path / RECORD).read_bytes()
+
+
 def _copy(artifact: Artifact, place: Path) -> None:
     """The final model travels with the run: the same files, the record last."""
-    if (place / RECORD).exists() and (place / RECORD).read_bytes() == (artifact.path / RECORD).read_bytes():
+    if _is_copy(artifact, place):
         return
     forget(place)
     shutil.rmtree(place, ignore_errors=True)

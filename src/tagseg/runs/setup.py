@@ -23,6 +23,7 @@ from tagseg.data.weights import Pretrained, find
 from tagseg.disk import write_atomic
 from tagseg.methods.protocol import Inputs
 from tagseg.runs.given import (
+    SEEN,
     check_model,
     given_aux,
     given_model,
@@ -30,6 +31,7 @@ from tagseg.runs.given import (
     given_saliency,
     seen_before,
     told_before,
+    unused,
     usable,
 )
 from tagseg.runs.request import Request
@@ -105,7 +107,7 @@ def prepare(request: Request) -> Prepared:
         check_maps(given, tagged.images(), request.workers)
     picks, passed = given_picks(request, method, tagged)
     aux, aux_bad = given_aux(request, method, tagged, val.images if val else None)
-    told = check_model(trained, tagged, cfg.maps.size) if trained else []
+    told = [*check_model(trained, tagged, cfg.maps.size), *unused(request)] if trained else []
     inputs = Inputs(tagged, find(request.weights, expected=backbone), aux, given, picks, trained)
     warnings = (
         *opened.warnings,
@@ -184,7 +186,10 @@ def aux_warnings(request: Request, bad: tuple[BadFile, ...], val: TaggedSet | No
                     f"{bad[0].detail}")
     if request.adapt is not None and val is not None:
         seen = seen_before(request)
-        twice = [i for i in val.ids if val.source.digest(i) in seen]
+        if seen is None:
+            told.append(f"{request.adapt}: found no {SEEN}, so whether masks of val images taught its decoder is not "
+                        "known")
+        twice = [i for i in val.ids if val.source.digest(i) in (seen or ())]
         if twice:
             told.append(f"{len(twice)} images of val are among those whose masks taught the decoder, for example "
                         f"{twice[0]!r}: the val numbers are too good")
@@ -332,8 +337,8 @@ def ledger(prepared: Prepared) -> list[str]:
     lines.append(weights_line(weights))
     if prepared.inputs.aux is not None:
         aux = prepared.inputs.aux
-        lines.append(f"pixel masks of {len(aux.tagged)} images of other classes: {', '.join(aux.classes)}"
-                     f"{aux.said}")
+        lines.append(f"pixel masks and tags of {len(aux.tagged)} images of {aux.tagged.name!r}, of other classes: "
+                     f"{', '.join(aux.classes)}{aux.said}")
     if prepared.inputs.trained is not None:
         masked, rest = prepared.inputs.trained.meta["masked"], prepared.inputs.trained.meta.get("rest", "background")
         rest = "" if rest == "background" else SAID[rest]  # "background" also where there was nothing of the target

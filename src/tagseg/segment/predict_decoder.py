@@ -25,6 +25,7 @@ from tagseg.types import F32, F64, U8, Bool, ClassMaps
 
 Part = Literal["drawn", "dense", "attention"]
 SOURCED = 0.6  # the authors' score from which a class counts
+LEAST = 1e-3  # the lowest point that a network is weighed for
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Weighed:
 @stage(Weights, version=1)
 def weighed(work: Work, model: Weights, point: Scores, cfg: Weighed) -> None:
     """The same network; its background is weighed so that what it drew at the operating point comes out at one half."""
-    threshold = float(point.read()["threshold"])
+    threshold = min(max(float(point.read()["threshold"]), LEAST), 1 - LEAST)  # at 0 and 1 nothing is left to weigh
     write_weights(work, model.tensors(), {**model.meta, "odds": threshold / (1 - threshold)})
 
 
@@ -91,9 +92,11 @@ class Looked(Drawn):
     part: Part = "drawn"
 
 
-@stage(MapSet, version=5)
+@stage(MapSet, version=6)
 def maps(work: Work, tagged: TaggedSet, model: Weights, cfg: Looked) -> None:
-    """Foreground of every tag of every image: its probability by the decoder; attention is divided by its maximum."""
+    """Foreground of every tag of every image: its probability by the decoder; attention is divided by its maximum in
+    the image.
+    """
     present = dict(zip(tagged.ids, tagged.tags, strict=True))
     _write(work, tagged, load(model), at_point(cfg, model), lambda sample: present[sample], cfg.part)
 
@@ -151,14 +154,18 @@ def drawn(model: TransferNet, image: U8, classes: np.ndarray, cfg: Drawn, part: 
         square = np.broadcast_to(np.array(FILL, np.uint8)[:, None, None], (3, side, side)).copy()
         square[:, : image.shape[1], : image.shape[2]] = image
         whole = _shown(model, square, classes, cfg, part, (cfg.size, cfg.size), (fine_side, fine_side))
-        return whole[:, : size[0], : size[1]]
-    shape = net_shape((image.shape[1], image.shape[2]), cfg.size, 1.0, model.backbone.min_size)
-    return _shown(model, image, classes, cfg, part, shape, size)
+        found = whole[:, : size[0], : size[1]]
+    else:
+        shape = net_shape((image.shape[1], image.shape[2]), cfg.size, 1.0, model.backbone.min_size)
+        found = _shown(model, image, classes, cfg, part, shape, size)
+    if part != "drawn":  # of the image alone: attention may lie beside it, in what fills the square
+        found = found / found.max((1, 2), keepdims=True).clip(min=1e-9)
+    return found.clip(0, 1).astype(np.float32)
 
 
 def _shown(model: TransferNet, image: U8, classes: np.ndarray, cfg: Drawn, part: Part, shape: tuple[int, int],
            size: tuple[int, int]) -> F32:
-    """The same at one input `shape` of the network."""
+    """The same at one input `shape` of the network; attention as it comes."""
     x = torch.from_numpy(resized(image, shape)).to(cfg.device)[None].float() / 255
     rows = model.encode(model.backbone.preprocess(x)).rows(torch.zeros(len(classes), dtype=torch.long))
     many = model.attention.name.in_features
@@ -171,5 +178,4 @@ def _shown(model: TransferNet, image: U8, classes: np.ndarray, cfg: Drawn, part:
         last = model.backbone.tap("last")
         shown = (alpha if part == "attention" else dense[:, 0]).float()[None]
         fine = resample(shown, stride=last.stride, offset=last.offset, in_size=shape, out_size=size)[0]
-        fine = fine / fine.amax((1, 2), keepdim=True).clamp(min=1e-9)
-    return fine.clamp(0, 1).cpu().numpy().astype(np.float32)
+    return fine.cpu().numpy().astype(np.float32)

@@ -204,14 +204,11 @@ def attention(work: Work, target: TaggedSet, source: TaggedSet, encoder: Weights
     backbone = build(meta["backbone"], stride=meta["stride"])
     backbone.load_state_dict({name.removeprefix("backbone."): tensor for name, tensor in encoder.tensors().items()
                               if name.startswith("backbone.")})  # fmt: skip
-    shapes = {*draws.target.shapes.crops, *draws.source.shapes.crops}
     grid = None
     if cfg.shape.attention == "fc":
-        if len({side for crop in shapes for side in crop}) > 1:  # predicted are images of all shapes, in a square
-            raise DataError(f"attention \"fc\" sees one grid, and the images have crops of {sorted(shapes)}; expected "
-                            "attend.augment.square=true and draw.augment.square=true, or attend.shape.attention=conv")
+        crop = one_square({*draws.target.shapes.crops, *draws.source.shapes.crops})
         with torch.no_grad():  # and in eval mode: nothing of the encoder may move, its batch norms neither
-            h, w = backbone.eval()(torch.zeros(1, 3, *next(iter(shapes))), ["last"])["last"].shape[2:]
+            h, w = backbone.eval()(torch.zeros(1, 3, *crop), ["last"])["last"].shape[2:]
         grid = (h, w)
     model = TransferNet(backbone, len(classes), cfg.shape, grid)
     if cfg.shape.init == "gaussian" and cfg.shape.norm == "none":
@@ -270,6 +267,21 @@ def adapted(work: Work, target: TaggedSet, before: Weights, cfg: Attend) -> None
         learn(work, cfg, model, rates, batches, loss, len(draws.ids), draws.names)
     names = ("backbone", "stride", "classes", "others", "masked", "rest", "grid", "size")
     described(work, model, {n: meta[n] for n in names if n in meta})
+
+
+def one_square(crops: set[Size]) -> Size:
+    """The one crop that attention "fc" learns from. Errors: `DataError` where there are others: predicted are images of
+    all shapes, in a square.
+    """
+    if len({side for crop in crops for side in crop}) > 1:
+        raise DataError(f"attention \"fc\" sees one grid, and the images have crops of {sorted(crops)}; expected "
+                        "attend.augment.square=true and draw.augment.square=true, or attend.shape.attention=conv")
+    return next(iter(crops))
+
+
+def crops_of(tagged: TaggedSet, cfg: Attend | Draw) -> set[Size]:
+    """The shapes (h,w) in which a training shows the images of a set."""
+    return set(drawn_from(with_tags(tagged), cfg.augment, cfg.schedule.batch, int(cfg.seed)).shapes.crops)
 
 
 def with_tags(tagged: TaggedSet) -> TaggedSet:
