@@ -7,6 +7,7 @@ or without a commit is refused: a number without its commit is not a number.
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from itertools import product
 from pathlib import Path
@@ -47,7 +48,13 @@ def append(name: str, rows: list[dict[str, Any]], at: str | None) -> None:
     """Keep rows of a diagnostic in docs/results/NAME, if they were made from a clean tree (`at`, its commit)."""
     if at and not at.endswith("+dirty"):
         with open(RESULTS / name, "a") as file:
-            file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+            file.writelines(json.dumps({"command": command(), **row}, sort_keys=True) + "\n" for row in rows)
+
+
+def command() -> str:
+    """The diagnostic that runs, as it was called, without the folders of this machine."""
+    words = [Path(word).name if word.startswith(("/", "..")) else word for word in sys.argv[1:]]
+    return f"python -m benchmarks.{shlex.join([Path(sys.argv[0]).stem, *words])}"
 
 
 def curves(run: Path) -> Path:

@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.attention_picture import rows as class_by_class
+from benchmarks.attention_picture import sheet
 from benchmarks.dfs import ACCURATE, accuracy, class_iou, seen
 from benchmarks.dfs import line as one_line
 from benchmarks.esol import scored
@@ -29,7 +31,7 @@ from tagseg.data.index import MaskedSet, TaggedSet
 from tagseg.data.other_masks import Joined, OtherMasks, of_other_classes
 from tagseg.inference import Views
 from tagseg.localize import cam, classify
-from tagseg.runs.setup import Prepared, Request, commit, prepare
+from tagseg.runs.setup import Prepared, Request, commit, device_text, prepare
 from tagseg.segment import predict_decoder, train_decoder
 from tagseg.store import Run
 from tagseg.types import ClassMaps
@@ -47,6 +49,7 @@ SETS = (
 )
 AVERAGED = (*SETS, "classifier.pooling=gap")  # an encoder as `cam` trains its own
 COLLAPSED = 0.5  # of what the right class's average precision has above chance
+PICTURED = 3
 Row = dict[str, Any]
 
 
@@ -242,6 +245,15 @@ def oracle(start: Start, arm: Arm) -> tuple[MapSet, MaskedSet]:
     return maps(start, model, truth.without_masks()), truth
 
 
+def picture(seed: int, cache: Path, name: str, out: Path) -> None:
+    """What an arm's network sees and draws of the first val images with several classes, each class by itself."""
+    start = started(seed, cache)
+    model = learned(start, ARMS[name], start.target, start.aux)
+    known = start.truth.without_masks()
+    several = [sample for sample in known.ids if known.tags_of(sample).sum() > 1][:PICTURED]
+    sheet(class_by_class(model, start.prepared.cfg.maps, start.target.classes, start.truth, several), out)
+
+
 def measured(seed: int, cache: Path, wanted: str, at: str | None) -> list[Row]:
     """All rows of one seed."""
     rows, clock = list[Row](), time.monotonic()
@@ -249,6 +261,7 @@ def measured(seed: int, cache: Path, wanted: str, at: str | None) -> list[Row]:
         rows.append({"scene": "transfer", "seed": seed, "drawn_by": name, "tag_accuracy": start.told,
                      "own_tag_accuracy": start.own,
                      "class_iou": class_iou(found, truth), **scored(found, truth), "chance": chance(truth),
+                     "device": device_text(start.prepared.device, start.prepared.precision),
                      "commit": at, "seconds": round(time.monotonic() - clock, 1)})  # fmt: skip
         print(one_line({**rows[-1], "variant": name}), flush=True)
         clock = time.monotonic()
@@ -298,11 +311,15 @@ def main() -> None:
     words.add_argument("--rows", action="store_true", help="rows of these arms, beside those of earlier commits")
     words.add_argument("--gates", action="store_true", help="precondition and gate alone: one arm, one seed")
     words.add_argument("--cache", type=Path, default=None)
+    words.add_argument("--picture", type=Path, default=None, help="what the arm named by --only sees, as a picture")
     asked = words.parse_args()
     if asked.gates:
         asked.seeds, asked.only = "0", "transfernet"
     at, failed = commit(), False
     with tempfile.TemporaryDirectory() as place:
+        if asked.picture is not None:
+            picture(int(asked.seeds.split(",")[0]), asked.cache or Path(place), asked.only, asked.picture)
+            return
         for seed in asked.seeds.split(","):
             rows = measured(int(seed), asked.cache or Path(place), asked.only, at)
             wrong = faults(rows)
