@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks.results import beside
 
 from benchmarks import results
-from benchmarks.results import beside
 
 
 def row(method: str, data: str = "fashion", backbone: str = "small", **more: Any) -> dict[str, Any]:
