@@ -187,8 +187,8 @@ def aux_warnings(request: Request, bad: tuple[BadFile, ...], val: TaggedSet | No
     if request.adapt is not None and val is not None:
         seen = seen_before(request)
         if seen is None:
-            told.append(f"{request.adapt.name}: found no {SEEN}, so whether masks of val images taught its decoder is not "
-                        "known")
+            told.append(f"{request.adapt.name}: found no {SEEN}, so whether masks of val images taught its decoder is "
+                        "not known")
         twice = [i for i in val.ids if val.source.digest(i) in (seen or ())]
         if twice:
             told.append(f"{len(twice)} images of val are among those whose masks taught the decoder, for example "
