@@ -5,8 +5,9 @@
 other tagged images. `pseudo(run, inputs, fitted, cfg) -> LabelSet`: labels of other tagged images, made as those that
 the segmenter learned from. `labels(run, tagged, maps, point, cfg) -> LabelSet`, where labels are cut out of maps
 (`Fitted.refined`): at any operating point. `steps(run, inputs, fitted, cfg)`, where a method has it: named maps, labels
-and offsets on the way, for the report; its `inputs` are other images. `findings(run, images, fitted, cfg)`, where a
-method has it: maps of any class at all in images without tags, by what gave them (`evaluate.findings` scores them).
+and offsets on the way, for the report, maps also class by class (`Apart`); its `inputs` are other images.
+`findings(run, images, fitted, cfg)`, where a method has it: maps of any class at all in images without tags, by what
+gave them (`evaluate.findings` scores them).
 `predict(run, model, images, cfg) -> LabelSet`: masks without tags, as `cfg.predict` says (or `cfg.post` in its place).
 `TAKES_SALIENCY`, `TAKES_PICKS`: True where `Inputs.saliency`, `Inputs.picks` is read; a method that takes picks has
 `CANDIDATES`, the names of the masks that there are to pick from, `candidates(run, inputs, ids, cfg)`: these masks of
