@@ -18,11 +18,12 @@ from tagseg.artifacts import Weights
 from tagseg.data.folder import open_set
 from tagseg.data.index import MaskedSet
 from tagseg.methods.transfernet import HALF
-from tagseg.ops.geometry import enlarge
-from tagseg.report.pictures import contact_sheet, heat, overlay
+from tagseg.report.pictures import contact_sheet, overlay
+from tagseg.runs.gallery import one_class
 from tagseg.runs.predict import trained
 from tagseg.segment.predict_decoder import Drawn, at_point, drawn
 from tagseg.segment.train_decoder import load
+from tagseg.types import ClassMaps
 
 PARTS = {"attention": "attention", "densified": "dense", "decoder": "drawn"}
 
@@ -42,11 +43,9 @@ def rows(model: Weights, shown: Drawn, classes: tuple[str, ...], truth: MaskedSe
             own = np.where(mask == tagged.classes.index(name) + 1, number + 1, 0).astype(np.uint8)
             row = [photo, overlay(photo, own)]
             for part in PARTS.values():
-                scores = enlarge(drawn(net, image, np.array([number]), cfg, part, mask.shape), mask.shape)  # type: ignore[arg-type]
-                if part == "drawn":
-                    row.append(overlay(photo, np.where(scores[0] >= HALF, number + 1, 0).astype(np.uint8)))
-                else:
-                    row.append(heat(photo, scores, np.array([number + 1])))
+                scores = drawn(net, image, np.array([number]), cfg, part, mask.shape)  # type: ignore[arg-type]
+                maps = ClassMaps(id, np.array([number + 1]), scores, mask.shape)  # type: ignore[arg-type]
+                row.append(one_class(photo, maps, number + 1, HALF if part == "drawn" else None))
             found.append(row)
     return found
 

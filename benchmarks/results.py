@@ -18,6 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks import tables
+from tagseg.cli import portable
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 
@@ -53,8 +54,7 @@ def append(name: str, rows: list[dict[str, Any]], at: str | None) -> None:
 
 def command() -> str:
     """The diagnostic that runs, as it was called, without the folders of this machine."""
-    words = [Path(word).name if word.startswith(("/", "..")) else word for word in sys.argv[1:]]
-    return f"python -m benchmarks.{shlex.join([Path(sys.argv[0]).stem, *words])}"
+    return f"python -m benchmarks.{shlex.join([Path(sys.argv[0]).stem, *portable(sys.argv[1:])])}"
 
 
 def curves(run: Path) -> Path:

@@ -318,6 +318,8 @@ def main() -> None:
     at, failed = commit(), False
     with tempfile.TemporaryDirectory() as place:
         if asked.picture is not None:
+            if asked.only not in ARMS:
+                words.error(f"--picture: found --only {asked.only!r}, expected one of {', '.join(ARMS)}")
             picture(int(asked.seeds.split(",")[0]), asked.cache or Path(place), asked.only, asked.picture)
             return
         for seed in asked.seeds.split(","):

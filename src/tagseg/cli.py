@@ -146,13 +146,13 @@ def _request(args: argparse.Namespace) -> Any:
         aux_only=args.aux_only,
         aux_rest=args.aux_rest,
         adapt=getattr(args, "adapt", None),
-        command=f"tagseg {shlex.join(_portable(args.words))}",
+        command=f"tagseg {shlex.join(portable(args.words))}",
         saliency=args.saliency,
         saliency_from=args.saliency_from,
     )
 
 
-def _portable(words: list[str]) -> list[str]:
+def portable(words: list[str]) -> list[str]:
     """The command without the folders of this machine: the last part of each path says enough in a report."""
     return [Path(w).name if w.startswith(("/", "..")) else w for w in words]
 
@@ -168,7 +168,7 @@ def demo(args: argparse.Namespace) -> None:
         seed=args.seed,
         device=args.device,
         workers=args.workers,
-        command=f"tagseg {shlex.join(_portable(args.words))}",
+        command=f"tagseg {shlex.join(portable(args.words))}",
     )
     _run(args, request)
 

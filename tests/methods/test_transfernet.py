@@ -381,6 +381,17 @@ def test_without_a_mechanism_the_maps_are_others(made: Tiny, gone: str) -> None:
     assert found.record["outputs"] != made.fitted.maps.record["outputs"]
 
 
+def test_adapting_asks_nothing_of_the_decoders_crops(made: Tiny) -> None:
+    """With attention "fc" all sizes are alike; those that only the decoder's training has play no part any more."""
+    cfg = made.prepared.cfg
+    shape = replace(cfg.attend.shape, attention="fc")
+    larger = replace(cfg.draw, augment=replace(cfg.draw.augment, size=64))
+    odd = replace(cfg, attend=replace(cfg.attend, shape=shape), draw=larger)
+    with pytest.raises(UsageError, match=r"draw\.augment\.size=64"):
+        transfernet.check(made.prepared.inputs, odd)
+    transfernet.check(replace(made.prepared.inputs, aux=None, trained=made.fitted.model), odd)
+
+
 def test_fc_attention_is_shown_one_size(tmp_path: Path) -> None:
     sets = ("attend.shape.attention=fc", "maps.size=64", "draw.augment.size=48", "attend.augment.size=48")
     with pytest.raises(UsageError, match=r"maps\.size=64.*expected one size"):
@@ -425,7 +436,7 @@ def test_fc_attention_on_photos_of_several_shapes_is_refused_before_anything_lea
     runs.plan(replace(request, sets=(*sets, "attend.augment.square=true", "draw.augment.square=true")))
 
 
-def test_a_point_at_the_end_of_the_scale_still_weighs(made: Tiny, tmp_path: Path) -> None:
+def test_a_point_at_the_end_of_the_scale_still_weighs(made: Tiny) -> None:
     """The brightness rule gives 0 where a set's maps have one value alone."""
     run = made.again()
     for cut in (0.0, 1.0):

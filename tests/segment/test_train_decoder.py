@@ -222,7 +222,7 @@ def test_transfernet_s7_08_an_image_with_two_tags_gives_two_rows() -> None:
 
 @pytest.mark.parametrize("part", ["drawn", "dense", "attention"])
 def test_a_map_is_of_the_class_that_is_asked_for(part: Any) -> None:
-    """Each map is that of a network that knows its class alone: all other columns of the names are swapped away."""
+    """Several classes at once are drawn as each by itself, named by its own number."""
     model = net().eval()
     with torch.no_grad():
         model.attention.out.weight.normal_(std=3, generator=torch.Generator().manual_seed(5))  # classes differ clearly

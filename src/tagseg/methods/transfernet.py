@@ -122,7 +122,10 @@ def check(inputs: Inputs, cfg: Config) -> None:
 
 def check_one_grid(inputs: Inputs, cfg: Config) -> None:
     """Raise where attention "fc" would learn on one grid and be shown another."""
-    sizes = {"attend.augment.size": cfg.attend.augment.size, "draw.augment.size": cfg.draw.augment.size,
+    parts: dict[str, train_decoder.Attend | train_decoder.Draw] = {"attend": cfg.attend}
+    if inputs.trained is None:  # else the decoder learns no more
+        parts["draw"] = cfg.draw
+    sizes = {**{f"{name}.augment.size": part.augment.size for name, part in parts.items()},
              "maps.size": cfg.maps.size, "predict.maps.size": cfg.predict.maps.size,
              "post.maps.size": cfg.post.maps.size}  # fmt: skip
     found = ", ".join(f"{name}={size}" for name, size in sizes.items())
@@ -134,7 +137,7 @@ def check_one_grid(inputs: Inputs, cfg: Config) -> None:
                          "sides and this attention sees one grid")
     aux = inputs.aux
     sides = [inputs.tagged] if aux is None else [inputs.tagged, aux.tagged]
-    train_decoder.one_square({crop for side in sides for part in (cfg.attend, cfg.draw)
+    train_decoder.one_square({crop for side in sides for part in parts.values()
                               for crop in train_decoder.crops_of(side, part)})  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from tagseg.report import pictures
 from tagseg.runs.measure import Predicted
 from tagseg.runs.setup import Prepared
 from tagseg.store import Run
-from tagseg.types import U8
+from tagseg.types import U8, ClassMaps
 
 EACH = 4
 SIDE = 320
@@ -59,7 +59,7 @@ def gallery(
         ]
         by_class = []
         for c in np.flatnonzero(tagged.tags_of(sample)).tolist() if apart else []:
-            mine = {name: _one(photo, sample, kind, c + 1) for name, kind in apart.items()}
+            mine = {n: one_class(photo, kind.maps.get(sample), c + 1, kind.cut) for n, kind in apart.items()}
             own = [[name, _write(folder, f"{number:03d}-{c + 1}-{name}", image)] for name, image in mine.items()]
             by_class.append([tagged.classes[c], own])
         out.append(
@@ -92,15 +92,13 @@ def chosen(labels: LabelSet, images: TaggedSet, per_image: list[tuple[str, float
     return rows + ([] if ranked else [(i, "sample") for i in rest[:: max(1, len(rest) // EACH)][:EACH]])
 
 
-def _one(photo: U8, sample: str, kind: Apart, number: int) -> U8:
-    """A step of one class of an image alone: its map, or the mask that it is cut to."""
-    found = kind.maps.get(sample)
+def one_class(photo: U8, found: ClassMaps, number: int, cut: float | None) -> U8:
+    """The map of one class of a photo (H,W,3) alone, or the mask that it is cut to."""
     own = found.classes == number
     scores = enlarge(found.scores[own], found.size)
-    if kind.cut is None:
+    if cut is None:
         return pictures.heat(photo, scores, found.classes[own])
-    mask = np.where((scores >= kind.cut).any(0), number, 0).astype(np.uint8)
-    return pictures.overlay(photo, mask)
+    return pictures.overlay(photo, np.where((scores >= cut).any(0), number, 0).astype(np.uint8))
 
 
 def _step(photo: U8, sample: str, kind: MapSet | LabelSet | Scores) -> U8:
