@@ -249,11 +249,43 @@ def test_transfer_has_disjoint_sides() -> None:
         sides(preset("basic"))
 
 
+def test_herd_has_twenty_kinds_beside_three_and_every_kind_its_own_mark() -> None:
+    cfg = preset("herd")
+    source, target = sides(cfg)
+    assert (len(source.classes), target.classes) == (20, sides(preset("transfer"))[1].classes)
+    looks = [paint.LOOKS["creatures"][name] for name in cfg.classes]
+    assert len({(look.colour, look.pattern, look.other) for look in looks}) == 23
+    plain = replace(cfg, noise=0.0, blur=0.0, colour_jitter=0.0, objects=(1, 1), tags=(1, 1), decoys=(0, 0))
+    for kind, look in zip(cfg.classes, looks, strict=True):
+        one = render(replace(plain, classes=(kind,), source=()), 0, 0)
+        bright = one.image[:, one.mask > 0].astype(float)
+        shares = []
+        for colour in (look.colour, look.other or look.colour):  # by direction: brightness and fur vary
+            near = bright.T @ np.array(colour, float) / np.linalg.norm(bright, axis=0) / np.linalg.norm(colour)
+            shares.append(float((near > 0.999).mean()))
+        assert min(shares) > 0.03, (kind, shares)
+
+
+def test_decoys_are_seen_and_named_by_nothing() -> None:
+    """With and without them masks, tags and the pixels of the others are the same; elsewhere bodies appear."""
+    cfg = replace(preset("herd"), noise=0.0, blur=0.0)
+    for index in range(8):
+        with_them, without = (render(replace(cfg, decoys=many), 1, index) for many in ((2, 2), (0, 0)))
+        np.testing.assert_array_equal(with_them.mask, without.mask)
+        np.testing.assert_array_equal(with_them.tags, without.tags)
+        changed = (with_them.image != without.image).any(0)
+        assert changed[binary_erosion(without.mask > 0, iterations=2)].mean() < 0.02  # edges are soft, joints softer
+        assert changed[without.mask == 0].mean() > 0.02
+    with pytest.raises(UsageError, match="decoys"):
+        replace(preset("thin"), decoys=(1, 2))
+
+
 # Mean of red, green, blue and share of labelled pixels over eight images: they move when drawing changes.
 PINNED: dict[str, tuple[float, float, float, float]] = {
     "basic": (122.5, 120.1, 110.9, 0.230),
     "crowd": (112.8, 108.1, 97.7, 0.163),
     "habitat": (122.1, 119.8, 106.1, 0.119),
+    "herd": (117.2, 113.8, 100.0, 0.201),
     "lesions": (122.1, 122.1, 122.1, 0.026),
     "parts": (121.0, 122.1, 110.7, 0.120),
     "thin": (124.4, 121.9, 111.9, 0.032),
@@ -278,7 +310,7 @@ def test_unknown_preset_names_the_nearest() -> None:
 @pytest.mark.parametrize(("knob", "value"), [
     ("style", "cubes"), ("classes", ("crab", "unicorn")), ("classes", ()), ("classes", ("crab", "crab")),
     ("head_share", 1.2), ("missing_tags", -0.1), ("objects", (3, 1)), ("object_size", (0.0, 0.5)), ("noise", -1.0),
-    ("noise", float("nan")), ("tags", (0, 1)), ("occlusion", 1.0), ("size", 8), ("aspect", 9.0),
+    ("noise", float("nan")), ("tags", (0, 1)), ("occlusion", 1.0), ("decoys", (2, 1)), ("size", 8), ("aspect", 9.0),
     ("has_background", False), ("source", ("moose",)),
 ])
 def test_impossible_knobs_are_refused_by_name(knob: str, value: object) -> None:

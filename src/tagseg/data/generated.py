@@ -89,15 +89,16 @@ def scenes(name: str, splits: Sequence[str] | None = None, *, limit: int | None 
 
 
 def parse(name: str) -> Spec:
-    """Read "scenes:PRESET?key=value&...": seed, train, val, side (source or target), tag_noise, or any knob.
+    """Read "scenes:PRESET?key=value&...": seed, train, val, side (source or target), kinds, tag_noise, or any knob.
 
-    `tag_noise` sets missing_tags and wrong_tags alike. Errors: `UsageError` with the nearest key.
+    `kinds` leaves the first so many of the set's (or its side's) classes; `tag_noise` sets missing_tags and
+    wrong_tags alike. Errors: `UsageError` with the nearest key.
     """
     kind, _, rest = name.partition(":")
     base, _, query = rest.partition("?")
     if kind != "scenes" or not base:
         raise UsageError(f"{name!r}: expected a name such as 'scenes:basic' or 'scenes:basic?train=400&seed=3'")
-    config, seed, counts = preset(base), 0, dict(_DEFAULT_COUNTS)
+    config, seed, counts, kinds = preset(base), 0, dict(_DEFAULT_COUNTS), None
     for key, value in _pairs(name, query):
         if key == "seed":
             seed = _whole(name, key, value)
@@ -105,11 +106,13 @@ def parse(name: str) -> Spec:
             counts[key] = min(_whole(name, key, value), _STARTS["val"])
         elif key == "side":
             config = _side(name, config, value)
+        elif key == "kinds":
+            kinds = _whole(name, key, value)
         elif key == "tag_noise":
             config = replace(config, missing_tags=_share(name, key, value), wrong_tags=_share(name, key, value))
         else:
             config = _turn(name, config, key, value)
-    return Spec(config, seed, tuple(counts.items()))
+    return Spec(config if kinds is None else _first(name, config, kinds), seed, tuple(counts.items()))
 
 
 # ---- inside ----
@@ -150,10 +153,17 @@ def _side(name: str, config: SceneConfig, value: str) -> SceneConfig:
     return sides(config)[0 if value == "source" else 1]
 
 
+def _first(name: str, config: SceneConfig, kinds: int) -> SceneConfig:
+    if not 1 <= kinds <= len(config.classes):
+        raise UsageError(f"{name!r}: kinds is {kinds}, expected 1..{len(config.classes)}: {', '.join(config.classes)}")
+    some = config.classes[:kinds]
+    return replace(config, classes=some, source=tuple(one for one in config.source if one in some))
+
+
 def _turn(name: str, config: SceneConfig, key: str, value: str) -> SceneConfig:
     """Set one knob, in the type of its present value; pairs are written low,high."""
     if key not in _KNOBS or key == "source":
-        keys = ["seed", "train", "val", "side", "tag_noise", *(k for k in _KNOBS if k != "source")]
+        keys = ["seed", "train", "val", "side", "kinds", "tag_noise", *(k for k in _KNOBS if k != "source")]
         near = difflib.get_close_matches(key, keys, n=1)
         raise UsageError(f"{name!r}: {key!r} is unknown" + (f"; the nearest is {near[0]!r}" if near else "")
                          + f"; there are {', '.join(keys)}")

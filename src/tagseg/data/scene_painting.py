@@ -35,6 +35,7 @@ class Look:
     colour: Rgb
     pattern: str = "plain"
     habitat: Ground = Ground((120, 120, 120), (150, 150, 150))
+    other: Rgb | None = None  # colour of the right half of a creature's head, where its kind has two
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +74,24 @@ CREATURES = {
     "fox": Look((236, 130, 34), "plain", Ground((40, 84, 44), (102, 146, 74), (6, 24))),
     "pig": Look((242, 128, 178), "dots", Ground((74, 52, 40), (118, 86, 66), (8, 4))),
 }
+# More kinds than colours and patterns can tell apart on a small head: two colours on it, left and right.
+HERD = {
+    "bee": Look((240, 212, 56), other=(40, 40, 44)),
+    "tit": Look((58, 96, 216), other=(240, 212, 56)),
+    "swan": Look((244, 244, 240), other=(236, 130, 34)),
+    "crow": Look((40, 40, 44), other=(58, 96, 216)),
+    "lynx": Look((152, 74, 204), other=(84, 180, 58)),
+    "goat": Look((244, 244, 240), other=(40, 40, 44)),
+    "hare": Look((242, 128, 178), other=(36, 178, 172)),
+    "seal": Look((36, 178, 172), other=(40, 40, 44)),
+    "wren": Look((214, 48, 44), other=(244, 244, 240)),
+    "toad": Look((84, 180, 58), other=(214, 48, 44)),
+    "wasp": Look((236, 130, 34), other=(58, 96, 216)),
+    "mole": Look((152, 74, 204), other=(240, 212, 56)),
+    "duck": Look((84, 180, 58), other=(244, 244, 240)),
+    "ibis": Look((214, 48, 44), other=(58, 96, 216)),
+    "puma": Look((242, 128, 178), other=(40, 40, 44)),
+}
 STROKES = {
     "rod": Look((216, 60, 52), "rod"),
     "ring": Look((62, 104, 214), "ring"),
@@ -90,7 +109,7 @@ TISSUES = {
     "necrosis": Look((168, 112, 110), "plain"),
 }
 LOOKS: dict[str, dict[str, Look]] = {
-    "creatures": CREATURES, "strokes": STROKES, "opacities": OPACITIES, "tissue": TISSUES,
+    "creatures": CREATURES | HERD, "strokes": STROKES, "opacities": OPACITIES, "tissue": TISSUES,
 }
 # Segments of each stroke in half-lengths: (u0, v0, u1, v1). A ring has none.
 _SEGMENTS = {

@@ -7,11 +7,12 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from tagseg.data.scene_painting import CREATURES, LOOKS, STROKES, TISSUES
+from tagseg.data.scene_painting import CREATURES, HERD, LOOKS, STROKES, TISSUES
 from tagseg.types import UsageError
 
 _SHARES = ("head_share", "body_cue", "habitat", "occlusion", "negatives", "missing_tags", "wrong_tags")
 _ANIMALS = tuple(CREATURES)
+_HERD = (*_ANIMALS[:5], *HERD)
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class SceneConfig:
     colour_jitter: float = 14.0  # standard deviation of a class's colour between objects, grey levels
     habitat: float = 0.0  # chance that an object lies on its class's own ground; 0: no such grounds at all
     clutter: tuple[int, int] = (0, 2)  # things without a class in each image
+    decoys: tuple[int, int] = (0, 0)  # bodies without a head's mark in each image, of no class and behind the others
     occlusion: float = 0.15  # largest share of an object that nearer ones or the border may hide
     blur: float = 0.4  # standard deviation in pixels
     noise: float = 7.0  # standard deviation of the grain, grey levels
@@ -75,7 +77,7 @@ def _check_numbers(cfg: SceneConfig) -> None:
         value = getattr(cfg, field.name)
         if field.name in _SHARES and not 0 <= value <= 1:
             _fail(cfg, field.name, "a share in 0..1")
-        if field.name in ("objects", "tags", "clutter") and not 0 <= value[0] <= value[1]:
+        if field.name in ("objects", "tags", "clutter", "decoys") and not 0 <= value[0] <= value[1]:
             _fail(cfg, field.name, "(lowest, highest) counts, 0 or more")
         if field.name in ("object_size", "stroke_width") and not 0 < value[0] <= value[1] <= 1:
             _fail(cfg, field.name, "(lowest, highest) shares of the image above 0, at most 1")
@@ -89,6 +91,8 @@ def _check_numbers(cfg: SceneConfig) -> None:
         _fail(cfg, "head_share", "above 0 where body_cue is 0: nothing would tell the classes apart")
     if not cfg.has_background and cfg.negatives:
         _fail(cfg, "negatives", "0 where there is no background: every pixel has a class")
+    if cfg.decoys[1] and cfg.style != "creatures":
+        _fail(cfg, "decoys", f"0,0 for style {cfg.style}: only creatures have a head to lack")
     if cfg.size < 16 or not 0.25 <= cfg.aspect <= 4:
         _fail(cfg, "size" if cfg.size < 16 else "aspect", "size >= 16 and aspect in 0.25..4")
 
@@ -112,6 +116,9 @@ PRESETS: dict[str, SceneConfig] = {cfg.name: cfg for cfg in (
                 head_share=0.4, body_cue=0.45, clutter=(2, 5), occlusion=0.5, blur=0.6, noise=6.0, negatives=0.5),
     # Masks of five classes help three others that carry tags only; `sides` gives the two sets.
     SceneConfig("transfer", _ANIMALS, head_share=0.35, body_cue=0.15, source=_ANIMALS[:5]),
+    # The same for twenty and three: a mark of a seventh of a body is all that tells a kind, bodies without are no kind.
+    SceneConfig("herd", (*_HERD, *_ANIMALS[5:]), head_share=0.15, body_cue=0.0, decoys=(0, 2), occlusion=0.05,
+                source=_HERD),
     # No background: every pixel belongs to a class.
     SceneConfig("tissue", tuple(TISSUES), style="tissue", has_background=False, objects=(3, 6), tags=(2, 4),
                 head_share=0.6, body_cue=0.15, colour_jitter=8.0, clutter=(0, 2)),
@@ -130,6 +137,6 @@ def preset(name: str) -> SceneConfig:
 def sides(cfg: SceneConfig) -> tuple[SceneConfig, SceneConfig]:
     """The source set and the target set of a transfer config: each draws and lists its own classes only."""
     if not cfg.source or not cfg.target:
-        _fail(cfg, "source", "some, but not all, of the classes (preset 'transfer' has both sides)")
+        _fail(cfg, "source", "some, but not all, of the classes (presets 'transfer' and 'herd' have both sides)")
     return (replace(cfg, name=f"{cfg.name}-source", classes=cfg.source, source=()),
             replace(cfg, name=f"{cfg.name}-target", classes=cfg.target, source=()))

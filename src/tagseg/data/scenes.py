@@ -20,6 +20,7 @@ from tagseg.data.scene_painting import Canvas, Look, Rng, Shape
 from tagseg.data.scene_presets import PRESETS, SceneConfig, preset, sides
 from tagseg.types import BACKGROUND, MaskedSample, UsageError
 
+_BODY = (150, 126, 104)  # the colour that all creatures share
 _TRIES = 40  # places tried for one object before it is left out
 __all__ = ["PRESETS", "SceneConfig", "preset", "render", "sides"]
 
@@ -142,22 +143,41 @@ def _objects(cfg: SceneConfig, streams: _Streams) -> tuple[Canvas, UInt8[np.ndar
     placed, mask = _arrange(cfg, streams.layout, np.ones((height, width), bool))
     canvas = _land(cfg, rng, placed, height, width)
     _scatter(cfg, rng, canvas)
+    _decoys(cfg, rng.spawn(1)[0], canvas)  # a stream of its own: with or without them the rest is the same
     for item in reversed(placed):
-        on, of = _window(item, height, width)
-        coat = _coat(cfg, rng, item)
-        paint.blend(canvas[:, on[0], on[1]], coat[:, of[0], of[1]], paint.coverage(item.shape.distance[of]))
+        _dress(cfg, rng, canvas, item)
     return canvas, mask
+
+
+def _decoys(cfg: SceneConfig, rng: Rng, canvas: Canvas) -> None:
+    """Creatures of no class, anywhere in the image."""
+    height, width = canvas.shape[1:]
+    for _ in range(int(rng.integers(cfg.decoys[0], cfg.decoys[1] + 1))):
+        shape = _shape(cfg, rng, BACKGROUND, min(height, width))
+        radius = shape.distance.shape[0] // 2
+        top, left = int(rng.integers(height)) - radius, int(rng.integers(width)) - radius
+        _dress(cfg, rng, canvas, _Placed(BACKGROUND, shape, top, left))
+
+
+def _dress(cfg: SceneConfig, rng: Rng, canvas: Canvas, item: _Placed) -> None:
+    """Paint an object on a canvas in place."""
+    on, of = _window(item, *canvas.shape[1:])
+    coat = _coat(cfg, rng, item)
+    paint.blend(canvas[:, on[0], on[1]], coat[:, of[0], of[1]], paint.coverage(item.shape.distance[of]))
 
 
 def _coat(cfg: SceneConfig, rng: Rng, item: _Placed) -> Canvas:
     """Colours of one object on its patch (3, p, p): a body that classes share, a head that tells them apart."""
-    look, shape = _look(cfg, item.label), item.shape
-    own, shared = _jittered(cfg, rng, look.colour), _jittered(cfg, rng, (150, 126, 104))
-    side = shape.distance.shape[0]
+    shape, side = item.shape, item.shape.distance.shape[0]
+    look = _look(cfg, item.label) if item.label else Look(_BODY)
+    own, shared = _jittered(cfg, rng, look.colour), _jittered(cfg, rng, _BODY)
     fur = 0.92 + 0.12 * paint.noise_field(rng, side, side, (8, 8))
-    body = (shared + (own - shared) * cfg.body_cue) * fur
-    head = own * paint.pattern(look.pattern, shape.u, shape.v)
-    coat = body + (head - body) * paint.head_weight(shape, cfg.head_share)
+    coat = (shared + (own - shared) * cfg.body_cue) * fur
+    if item.label:  # a decoy has no mark
+        head = own * paint.pattern(look.pattern, shape.u, shape.v)
+        if look.other is not None:
+            head = np.where(shape.v > 0, _jittered(cfg, rng, look.other), head)
+        coat = coat + (head - coat) * paint.head_weight(shape, cfg.head_share)
     return coat * (0.72 + 0.28 * np.clip(-shape.distance / 3, 0, 1))  # a dark rim, so that shapes read as things
 
 
