@@ -4,7 +4,8 @@ One classifier of the tags of all classes for each seed; on its frozen features 
 Maps of val images whose tags are given are scored by pixels of present target classes, at one best cut for each arm and
 by ranking alone (`benchmarks.esol.scored`). Precondition of section 8, for every seed: the encoder tells .95 of the
 tags; gate: maps of the wrong class collapse. Rows go to docs/results/transfernet_scenes.jsonl from a clean tree, those
-of a seed that fails with its `fault`.
+of a seed that fails with its `fault`. `--scene herd`: marks of a seventh of the body, decoys, and a sweep over how many
+other classes have masks, each number with as many images, drawn for it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from benchmarks.esol import scored
 from benchmarks.results import append
 from tagseg.artifacts import MapSet, Weights
 from tagseg.data.chosen import ChosenMasks
+from tagseg.data.generated import scenes
 from tagseg.data.index import MaskedSet, TaggedSet
 from tagseg.data.other_masks import Joined, OtherMasks, of_other_classes
 from tagseg.inference import Views
@@ -56,14 +58,15 @@ Row = dict[str, Any]
 @dataclass(frozen=True)
 class Arm:
     """What of the network and of its training is changed; `classes`: of how many other classes there are masks, and
-    tags to attention (the encoder knows all); `longer`, `seen`: how many times as many images decoder and attention
-    learn from; `once`: on one seed alone.
+    tags to attention (the encoder knows all); `drawn`: the same, with images of their own; `longer`, `seen`: how many
+    times as many images decoder and attention learn from; `once`: on one seed alone.
     """
 
     shape: dict[str, Any] = field(default_factory=dict)
     draw: dict[str, Any] = field(default_factory=dict)
     attend: dict[str, Any] = field(default_factory=dict)
     classes: int | None = None
+    drawn: int | None = None
     longer: float = 1.0
     seen: float = 1.0
     once: bool = False
@@ -111,12 +114,15 @@ ORACLES = {
     "twice as long, masks of the target": Arm(longer=2.0, once=True),
     "four times as long, masks of the target": Arm(longer=4.0, once=True),
 }
+SWEEP = {"transfernet": Arm(), "10 other classes": Arm(drawn=10), "5 other classes": Arm(drawn=5)}  # of 20
+SCENES = {"transfer": (ARMS, ORACLES), "herd": (SWEEP, {"masks of the target": Arm()})}
 
 
 @dataclass(frozen=True)
 class Start:
     """What every arm starts from."""
 
+    scene: str
     run: Run
     prepared: Prepared
     target: TaggedSet
@@ -125,6 +131,7 @@ class Start:
     encoder: Weights
     told: float  # tag accuracy on val images of both sides, all classes
     own: float  # the same, classes of an image's own side alone
+    f1: float  # of these tags, told by the sign: with twenty classes most tags are absent, and easily told so
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -152,9 +159,14 @@ def among(tagged: TaggedSet, classes: tuple[str, ...]) -> TaggedSet:
     return replace(tagged, classes=classes, tags=tags)
 
 
-def started(seed: int, cache: Path, sets: tuple[str, ...] = SETS) -> Start:
+def side(scene: str, seed: int, which: str) -> str:
+    """The name of one side's set."""
+    return f"scenes:{scene}?train={TRAIN}&val={VAL}&seed={seed}&side={which}"
+
+
+def started(scene: str, seed: int, cache: Path, sets: tuple[str, ...] = SETS) -> Start:
     """Both sides of one seed (of data and of training), and the encoder."""
-    data, aux = (f"scenes:transfer?train={TRAIN}&val={VAL}&seed={seed}&side={side}" for side in ("target", "source"))
+    data, aux = side(scene, seed, "target"), side(scene, seed, "source")
     request = Request(method="transfernet", data=data, aux=aux, out=cache / "transfernet", budget="quick",
                       backbone="small", seed=seed, sets=sets, cache=cache)  # fmt: skip
     prepared, run = prepare(request), Run(cache, workers=2)
@@ -166,14 +178,16 @@ def started(seed: int, cache: Path, sets: tuple[str, ...] = SETS) -> Start:
     encoder = classify.train(run, all_tags, prepared.inputs.pretrained, prepared.cfg.classifier)
     classes = (*target.classes, *masked.classes)
     model, pooled = classify.load(encoder, classes), classify.pooling_of(encoder)
-    right, mine = [], []
+    right, mine, found = [], [], np.zeros(3)
     for one in (val.images, other.images):
         both = among(one, classes)
         scores = seen(model, model.backbone.preprocess, both, lambda maps: model.head.logits(maps, pooled), SHOWN)
         right.append(accuracy(scores, both.tags))
-        side = [classes.index(name) for name in one.classes]
-        mine.append(accuracy(scores[:, side], both.tags[:, side]))
-    return Start(run, prepared, target, masked, val.truth, encoder, float(np.mean(right)), float(np.mean(mine)))
+        own = [classes.index(name) for name in one.classes]
+        mine.append(accuracy(scores[:, own], both.tags[:, own]))
+        found += ((scores > 0) & both.tags).sum(), (scores > 0).sum(), both.tags.sum()
+    return Start(scene, run, prepared, target, masked, val.truth, encoder, float(np.mean(right)), float(np.mean(mine)),
+                 float(2 * found[0] / max(found[1] + found[2], 1)))
 
 
 def learned(start: Start, arm: Arm, target: TaggedSet, aux: OtherMasks) -> Weights:
@@ -199,18 +213,22 @@ def maps(start: Start, model: Weights, images: TaggedSet, part: predict_decoder.
 def all_arms(start: Start, wanted: str) -> Iterator[tuple[str, Any, MaskedSet]]:
     """Every arm's maps of the val images, and the truth they are scored on."""
     truth, cfg = start.truth, start.prepared.cfg
+    arms, oracles = SCENES[start.scene]
     first = cfg.draw.seed == 0
     val = truth.without_masks()
     looked = cam.Cam(Views(size=SHOWN, flip=False), grid=1, device=cfg.classifier.device,
                      precision=cfg.classifier.precision)  # one view, as the decoder has
     if wants(wanted, "CAM of the encoder"):
         yield "CAM of the encoder", cam.maps(start.run, among(val, start.classes), start.encoder, looked), truth
-    for name, arm in ARMS.items():
+    for name, arm in arms.items():
         if not wants(wanted, name) or (arm.once and not first):
             continue
         aux = start.aux
         if arm.classes:
             aux = of_other_classes(aux.masked, start.target.classes, aux.classes[: arm.classes])
+        if arm.drawn:
+            fewer = scenes(f"{side(start.scene, cfg.draw.seed, 'source')}&kinds={arm.drawn}", ("train",))
+            aux = of_other_classes(fewer, start.target.classes)
         model = learned(start, arm, start.target, aux)
         yield name, maps(start, model, val), truth
         if name == "transfernet":
@@ -223,7 +241,7 @@ def all_arms(start: Start, wanted: str) -> Iterator[tuple[str, Any, MaskedSet]]:
             absent = turned.tags & ~val.tags  # some of them are there, and may well be drawn
             without = replace(val, tags=absent).select(np.array(val.ids)[absent.any(1)].tolist())
             yield "absent class asked for", Renamed(maps(start, model, without), back), truth.select(without.ids)
-    for name, arm in ORACLES.items():
+    for name, arm in oracles.items():
         if wants(wanted, name) and (first or not arm.once):
             yield name, *oracle(start, arm)
 
@@ -245,21 +263,21 @@ def oracle(start: Start, arm: Arm) -> tuple[MapSet, MaskedSet]:
     return maps(start, model, truth.without_masks()), truth
 
 
-def picture(seed: int, cache: Path, name: str, out: Path) -> None:
+def picture(scene: str, seed: int, cache: Path, name: str, out: Path) -> None:
     """What an arm's network sees and draws of the first val images with several classes, each class by itself."""
-    start = started(seed, cache)
-    model = learned(start, ARMS[name], start.target, start.aux)
+    start = started(scene, seed, cache)
+    model = learned(start, SCENES[scene][0][name], start.target, start.aux)
     known = start.truth.without_masks()
     several = [sample for sample in known.ids if known.tags_of(sample).sum() > 1][:PICTURED]
     sheet(class_by_class(model, start.prepared.cfg.maps, start.target.classes, start.truth, several), out)
 
 
-def measured(seed: int, cache: Path, wanted: str, at: str | None) -> list[Row]:
+def measured(scene: str, seed: int, cache: Path, wanted: str, at: str | None) -> list[Row]:
     """All rows of one seed."""
     rows, clock = list[Row](), time.monotonic()
-    for name, start, found, truth in both_encoders(seed, cache, wanted):
-        rows.append({"scene": "transfer", "seed": seed, "drawn_by": name, "tag_accuracy": start.told,
-                     "own_tag_accuracy": start.own,
+    for name, start, found, truth in both_encoders(scene, seed, cache, wanted):
+        rows.append({"scene": scene, "seed": seed, "drawn_by": name, "tag_accuracy": start.told,
+                     "own_tag_accuracy": start.own, "tag_f1": start.f1,
                      "class_iou": class_iou(found, truth), **scored(found, truth), "chance": chance(truth),
                      "device": device_text(start.prepared.device, start.prepared.precision),
                      "commit": at, "seconds": round(time.monotonic() - clock, 1)})  # fmt: skip
@@ -268,13 +286,14 @@ def measured(seed: int, cache: Path, wanted: str, at: str | None) -> list[Row]:
     return rows
 
 
-def both_encoders(seed: int, cache: Path, wanted: str) -> Iterator[tuple[str, Start, MapSet, MaskedSet]]:
+def both_encoders(scene: str, seed: int, cache: Path, wanted: str
+                  ) -> Iterator[tuple[str, Start, MapSet, MaskedSet]]:  # fmt: skip
     """All arms on the encoder; on one that has learned tags by averages its own CAM, and on one seed a decoder."""
-    start = started(seed, cache)
+    start = started(scene, seed, cache)
     for name, found, truth in all_arms(start, wanted):
         yield name, start, found, truth
-    if wants(wanted, "averaging encoder"):
-        other = started(seed, cache, AVERAGED)
+    if scene == "transfer" and wants(wanted, "averaging encoder"):
+        other = started(scene, seed, cache, AVERAGED)
         for name, found, truth in all_arms(other, "CAM of the encoder" + "|transfernet" * (seed == 0)):
             if name in ("CAM of the encoder", "transfernet"):
                 yield f"averaging encoder: {name}", other, found, truth
@@ -306,6 +325,7 @@ def faults(rows: list[Row]) -> list[str]:
 
 def main() -> None:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--scene", default="transfer", choices=SCENES)
     words.add_argument("--seeds", default="0,1,2")
     words.add_argument("--only", default="", help="arms, with bars between them; no rows unless --rows")
     words.add_argument("--rows", action="store_true", help="rows of these arms, beside those of earlier commits")
@@ -314,16 +334,17 @@ def main() -> None:
     words.add_argument("--picture", type=Path, default=None, help="what the arm named by --only sees, as a picture")
     asked = words.parse_args()
     if asked.gates:
-        asked.seeds, asked.only = "0", "transfernet"
+        asked.scene, asked.seeds, asked.only = "transfer", "0", "transfernet"
     at, failed = commit(), False
     with tempfile.TemporaryDirectory() as place:
         if asked.picture is not None:
-            if asked.only not in ARMS:
-                words.error(f"--picture: found --only {asked.only!r}, expected one of {', '.join(ARMS)}")
-            picture(int(asked.seeds.split(",")[0]), asked.cache or Path(place), asked.only, asked.picture)
+            arms = SCENES[asked.scene][0]
+            if asked.only not in arms:
+                words.error(f"--picture: found --only {asked.only!r}, expected one of {', '.join(arms)}")
+            picture(asked.scene, int(asked.seeds.split(",")[0]), asked.cache or Path(place), asked.only, asked.picture)
             return
         for seed in asked.seeds.split(","):
-            rows = measured(int(seed), asked.cache or Path(place), asked.only, at)
+            rows = measured(asked.scene, int(seed), asked.cache or Path(place), asked.only, at)
             wrong = faults(rows)
             print(f"seed {seed}: " + ("; ".join(wrong) or "ok"), flush=True)
             if asked.rows or not asked.only:  # a seed that fails is a result, too
