@@ -241,9 +241,10 @@ def all_arms(start: Start, wanted: str) -> Iterator[tuple[str, Any, MaskedSet]]:
             turned = replace(val, tags=np.roll(val.tags, 1, axis=1))
             back = {c: (c - 2) % many + 1 for c in range(1, many + 1)}
             yield "wrong class asked for", Renamed(maps(start, model, turned), back), truth
-            absent = turned.tags & ~val.tags  # some of them are there, and may well be drawn
-            without = replace(val, tags=absent).select(np.array(val.ids)[absent.any(1)].tolist())
-            yield "absent class asked for", Renamed(maps(start, model, without), back), truth.select(without.ids)
+            asked = {"absent class": turned.tags & ~val.tags, "other class there": turned.tags & val.tags}
+            for which, pairs in asked.items():
+                some = replace(val, tags=pairs).select(np.array(val.ids)[pairs.any(1)].tolist())
+                yield f"{which} asked for", Renamed(maps(start, model, some), back), truth.select(some.ids)
     for name, arm in oracles.items():
         if wants(wanted, name) and (first or not arm.once):
             yield name, *oracle(start, arm)
