@@ -118,6 +118,11 @@ ORACLES = {
     "four times as long, masks of the target": Arm(longer=4.0, once=True),
 }
 SWEEP = {"transfernet": Arm(), "10 other classes": Arm(drawn=10), "5 other classes": Arm(drawn=5)}  # of 20
+SWEEP |= {
+    "twice as long": Arm(longer=2.0, once=True),
+    "twice as long, 5 other classes": Arm(drawn=5, longer=2.0, once=True),
+    "attention learns four times as long": Arm(seen=4.0, once=True),
+}
 SCENES = {"transfer": (ARMS, ORACLES), "herd": (SWEEP, {"masks of the target": Arm()})}
 
 
