@@ -447,6 +447,14 @@ def test_a_point_at_the_end_of_the_scale_still_weighs(made: Tiny) -> None:
         assert np.isfinite(found.get(found.ids[0]).scores).all()
 
 
+def test_images_of_other_classes_are_not_predicted(made: Tiny) -> None:
+    run, cfg, tagged, fitted = made.again(), made.prepared.cfg, made.prepared.inputs.tagged, made.fitted
+    seen = recognise.taught(run, tagged, fitted.classifier, cfg.predict.recognise)
+    turned = replace(tagged, classes=tagged.classes[::-1])
+    with pytest.raises(DataError, match=rf"in this order; {turned.name} has {', '.join(turned.classes)}; give data"):
+        predict_decoder.predicted(run, turned, fitted.model, seen, cfg.predict.maps)
+
+
 def test_without_background_there_is_nothing_to_draw_before(made: Tiny) -> None:
     given = made.prepared.inputs
     full = replace(given, tagged=replace(given.tagged, has_background=False))

@@ -407,3 +407,21 @@ def test_from_tags_and_other_masks_to_maps(tmp_path: Path, form: Any) -> None:
             one = maps.get(sample)
             assert one.classes.tolist() == (np.flatnonzero(target.tags_of(sample)) + 1).tolist()
             assert part == "drawn" or not len(one.classes) or one.scores.max() == 1
+
+
+def test_images_of_other_classes_are_not_drawn(tmp_path: Path) -> None:
+    """A network knows a class by its number: with names in another order it would draw one class for another."""
+    run, target, aux = Run(tmp_path), TARGET.without_masks(), of_other_classes(SOURCE, TARGET.classes)
+    encoder = train_decoder.pretrained(run, Pretrained("small", "random start", "random", {}), Encoder("small", 16))
+    cfg = Attend(Shape(width=16), augment=SMALL, schedule=SHORT, **AUTO)
+    model = train_decoder.attention(run, target, aux.tagged, encoder, cfg)
+    looked = predict_decoder.Looked(part="dense", **CPU)
+    few = target.select(target.ids[:1])
+    both = (*target.classes, *aux.classes)
+    wider = replace(few, classes=both, tags=np.ones((1, len(both)), bool))
+    seen = predict_decoder.maps(run, wider, model, looked).get(few.ids[0])
+    assert seen.classes.tolist() == [*range(1, len(both) + 1)]
+    turned = replace(few, classes=few.classes[::-1], tags=few.tags[:, ::-1])
+    for wrong in (turned, aux.tagged, replace(wider, classes=both[::-1])):
+        with pytest.raises(DataError, match=rf"learned the classes {', '.join(both)}, in this order; {wrong.name} has"):
+            predict_decoder.maps(run, wrong, model, looked)

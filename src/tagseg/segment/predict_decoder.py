@@ -21,7 +21,7 @@ from tagseg.ops.operating_points import best_f1
 from tagseg.ops.scores import or_best
 from tagseg.segment.train_decoder import load
 from tagseg.store import Work, stage
-from tagseg.types import F32, F64, U8, Bool, ClassMaps
+from tagseg.types import F32, F64, U8, Bool, ClassMaps, DataError
 
 Part = Literal["drawn", "dense", "attention"]
 SOURCED = 0.6  # the authors' score from which a class counts
@@ -98,7 +98,7 @@ def maps(work: Work, tagged: TaggedSet, model: Weights, cfg: Looked) -> None:
     the image.
     """
     present = dict(zip(tagged.ids, tagged.tags, strict=True))
-    _write(work, tagged, load(model), at_point(cfg, model), lambda sample: present[sample], cfg.part)
+    _write(work, tagged, model, at_point(cfg, model), lambda sample: present[sample], cfg.part)
 
 
 @stage(MapSet, version=5)
@@ -106,7 +106,7 @@ def predicted(work: Work, images: TaggedSet, model: Weights, scores: Scores, cfg
     """Foreground of the classes that the tagger sees; `scores` holds its word on every image, by id."""
     forced = cfg.always == "yes" or (cfg.always == "usual" and not model.meta["negatives"])
     known, least = scores.read(), np.array(model.meta["counts_from"] if cfg.tag == "measured" else cfg.tag)
-    _write(work, images, load(model), at_point(cfg, model), lambda sample: told(np.array(known[sample]), least, forced),
+    _write(work, images, model, at_point(cfg, model), lambda sample: told(np.array(known[sample]), least, forced),
            "drawn")  # fmt: skip
 
 
@@ -120,16 +120,25 @@ def told(scores: F64, least: F64, forced: bool) -> Bool:
     return or_best(scores >= least, scores, forced)
 
 
-def _write(work: Work, images: TaggedSet, model: TransferNet, cfg: Drawn, present: Callable[[str], Bool],
+def check_classes(images: TaggedSet, model: Weights) -> None:
+    """`DataError` unless class k of the images is class k of the network: it names a class by its number alone."""
+    known = (*model.meta["classes"], *model.meta["others"])
+    if images.classes != known[: len(images.classes)]:
+        raise DataError(f"{model.path}: learned the classes {', '.join(known)}, in this order; {images.name} has "
+                        f"{', '.join(images.classes)}; give data with the same classes, or run `tagseg adapt`")
+
+
+def _write(work: Work, images: TaggedSet, model: Weights, cfg: Drawn, present: Callable[[str], Bool],
            part: Part) -> None:
     """Maps of the classes that are `present` by an image's id; the encoder runs once for each image."""
-    model.to(cfg.device)
+    check_classes(images, model)
+    net = load(model).to(cfg.device)
 
     def one(sample: str) -> ClassMaps:
         image = images.source.read(sample)
         size = (image.shape[1], image.shape[2])
         classes = np.flatnonzero(present(sample))
-        found = drawn(model, image, classes, cfg, part, coarser(cfg.grid)(size))
+        found = drawn(net, image, classes, cfg, part, coarser(cfg.grid)(size))
         return ClassMaps(sample, classes.astype(np.int64) + 1, found, size)
 
     def produce(ids: list[str]) -> Iterator[ClassMaps]:
