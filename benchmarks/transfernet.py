@@ -61,8 +61,9 @@ Row = dict[str, Any]
 @dataclass(frozen=True)
 class Arm:
     """What of the network and of its training is changed; `classes`: of how many other classes there are masks, and
-    tags to attention (the encoder knows all); `drawn`: the same, with images of their own; `longer`, `seen`: how many
-    times as many images decoder and attention learn from; `once`: on one seed alone.
+    tags to attention (the encoder knows all); `drawn`: the same, with images of their own, `share`: of which so many
+    are there; `longer`, `seen`: how many times as many images decoder and attention learn from; `once`: on one seed
+    alone.
     """
 
     shape: dict[str, Any] = field(default_factory=dict)
@@ -70,6 +71,7 @@ class Arm:
     attend: dict[str, Any] = field(default_factory=dict)
     classes: int | None = None
     drawn: int | None = None
+    share: float = 1.0
     longer: float = 1.0
     seen: float = 1.0
     once: bool = False
@@ -119,6 +121,8 @@ ORACLES = {
 }
 SWEEP = {"transfernet": Arm(), "10 other classes": Arm(drawn=10), "5 other classes": Arm(drawn=5)}  # of 20
 SWEEP |= {
+    "10 other classes, half the images": Arm(drawn=10, share=1 / 2),  # of each class as many as of each of twenty
+    "5 other classes, a quarter of the images": Arm(drawn=5, share=1 / 4),
     "twice as long": Arm(longer=2.0, once=True),
     "twice as long, 5 other classes": Arm(drawn=5, longer=2.0, once=True),
     "attention learns four times as long": Arm(seen=4.0, once=True),
@@ -236,9 +240,13 @@ def all_arms(start: Start, wanted: str) -> Iterator[tuple[str, Any, MaskedSet]]:
             aux = of_other_classes(aux.masked, start.target.classes, aux.classes[: arm.classes])
         if arm.drawn:
             fewer = scenes(f"{side(start.scene, cfg.draw.seed, 'source')}&kinds={arm.drawn}", ("train",))
-            aux = of_other_classes(fewer, start.target.classes)
+            aux = of_other_classes(fewer.select(fewer.ids[: round(len(fewer) * arm.share)]), start.target.classes)
         model = learned(start, arm, start.target, aux)
         yield name, maps(start, model, val), truth
+        if name == "transfernet" or arm.drawn:  # what there is to transfer: val images of the very classes
+            theirs = side(start.scene, cfg.draw.seed, "source") + (f"&kinds={arm.drawn}" if arm.drawn else "")
+            mine = numbered(scenes(theirs, ("val",)), (*start.target.classes, *aux.classes))
+            yield f"{name}: classes with masks", maps(start, model, mine.without_masks()), mine
         if name == "transfernet":
             yield "attention", maps(start, model, val, "attention"), truth
             yield "densified attention", maps(start, model, val, "dense"), truth
@@ -265,11 +273,15 @@ def oracle(start: Start, arm: Arm) -> tuple[MapSet, MaskedSet]:
     train = start.prepared.truth
     assert train is not None
     model = learned(start, arm, start.aux.tagged, OtherMasks(train))
-    classes = (*start.aux.classes, *start.target.classes)
-    table = np.zeros(256, np.uint8)
-    table[1 : len(start.target.classes) + 1] = np.arange(len(start.target.classes)) + len(start.aux.classes) + 1
-    truth = MaskedSet(among(start.truth.without_masks(), classes), ChosenMasks(start.truth, table.tobytes()))
+    truth = numbered(start.truth, (*start.aux.classes, *start.target.classes))
     return maps(start, model, truth.without_masks()), truth
+
+
+def numbered(truth: MaskedSet, classes: tuple[str, ...]) -> MaskedSet:
+    """The same tags and masks in a longer list of classes."""
+    tagged, table = truth.without_masks(), np.zeros(256, np.uint8)
+    table[1 : len(tagged.classes) + 1] = [classes.index(name) + 1 for name in tagged.classes]
+    return MaskedSet(among(tagged, classes), ChosenMasks(truth, table.tobytes()))
 
 
 def picture(scene: str, seed: int, cache: Path, name: str, out: Path) -> None:
