@@ -409,6 +409,20 @@ def test_from_tags_and_other_masks_to_maps(tmp_path: Path, form: Any) -> None:
             assert part == "drawn" or not len(one.classes) or one.scores.max() == 1
 
 
+@pytest.mark.parametrize("form", ["conv", "fc", "fc_pooled"])
+def test_attention_of_the_whole_map_learns_slower(form: Any) -> None:
+    """At the rate of the other parts its loss rose (docs/papers/transfernet.md); the decoder has its own in all."""
+    model = TransferNet(build("small", stride=16), 8, Shape(attention=form, width=16), (3, 3) if form == "fc" else None)
+    cfg = Draw(schedule=SHORT, whole=0.25, **AUTO)
+    for frozen in (False, True):
+        rates = train_decoder.rated(model, cfg, model.learned(attention=not frozen, decoder=True))
+        found = {part: group["initial_lr"] for group in rates.param_groups for part in group["params"]}
+        share = 1.0 if form == "conv" else 0.25
+        for part, factor in ((model.attention, share), (model.classifier, share), (model.decoder, 1.0)):
+            expected = {factor * 1e-3} if part is model.decoder or not frozen else {None}
+            assert {found.get(parameter) for parameter in part.parameters()} == expected
+
+
 def test_images_of_other_classes_are_not_drawn(tmp_path: Path) -> None:
     """A network knows a class by its number: with names in another order it would draw one class for another."""
     run, target, aux = Run(tmp_path), TARGET.without_masks(), of_other_classes(SOURCE, TARGET.classes)

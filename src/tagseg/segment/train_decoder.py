@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -20,13 +20,14 @@ from tagseg.nets.attention_decoder import Encoded, Shape, TransferNet
 from tagseg.nets.backbones import build
 from tagseg.store import Work, stage
 from tagseg.training.loop import Batch, learn
-from tagseg.training.schedule import Schedule, Training, optimiser
+from tagseg.training.schedule import Schedule, Training, number, optimiser
 from tagseg.types import IGNORE, DataError
 
 Size = tuple[int, int]
 Judge = Literal["tags", "rows"]
 CALIBRATED = 256  # images that the scale of the features is told from
 BRIGHT = 0.999  # the share of features that shall lie under 1
+WHOLE = 1 / 3  # a row teaches attention of the whole map once, where that of cells learns from every cell
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,13 @@ class Attend(Training):
 
     `scale`: what features are multiplied by; "measured": so that .999 of them lie under 1. `judge`: what the classifier
     of attended features learns from: "tags", of whole images; or "rows", from what attention shows it (the paper's).
+    `whole`: attention that sees the whole map ("fc", "fc_pooled") and its classifier learn at this share of `head_lr`.
     """
 
     shape: Shape = field(default_factory=Shape)
     scale: float | Literal["measured"] = "measured"
     judge: Judge = "tags"
+    whole: float = WHOLE
     augment: Augment = field(default_factory=Augment)
     schedule: Schedule = field(default_factory=lambda: Schedule(4.0, min_images=2400, max_images=8000, batch=8))
 
@@ -52,6 +55,7 @@ class Attend(Training):
         "paper": {
             "shape": Shape(attention="fc", norm="none"),
             "judge": "rows",
+            "whole": 1.0,
             "augment": Augment(size=320, scale=(1.0, 1.0), square=True),
             "schedule": Schedule(epochs=10**6, min_images=0, max_images=960_000, batch=64, optimiser="adamw",
                                  head_lr=1e-3, weight_decay=0.0, warmup=0.0, power=0.0),
@@ -63,13 +67,14 @@ class Attend(Training):
 class Draw(Training):
     """The decoder learns the outlines of the other classes, attention goes on learning the tags of all.
 
-    `tags`, `masks`: weights of the two losses. `attention`: it goes on learning, by both, or stays as it was. `judge`:
-    as in `Attend`.
+    `tags`, `masks`: weights of the two losses. `attention`: it goes on learning, by both, or stays as it was. `judge`,
+    `whole`: as in `Attend`.
     """
 
     tags: float = 1.0
     masks: float = 2.0
     judge: Judge = "tags"
+    whole: float = WHOLE
     attention: Literal["learns", "frozen"] = "learns"
     augment: Augment = field(default_factory=Augment)
     schedule: Schedule = field(default_factory=lambda: Schedule(6.0, min_images=4000, max_images=12000, batch=4))
@@ -81,6 +86,7 @@ class Draw(Training):
         },
         "paper": {
             "judge": "rows",
+            "whole": 1.0,
             "augment": Augment(size=320, scale=(1.0, 1.0), square=True),
             "schedule": Schedule(epochs=10**6, min_images=0, max_images=960_000, batch=64, optimiser="adamw",
                                  head_lr=5e-4, weight_decay=0.0, warmup=0.0, power=0.0),
@@ -256,7 +262,7 @@ def adapted(work: Work, target: TaggedSet, before: Weights, cfg: Attend) -> None
     kept = {n: t for n, t in before.tensors().items() if not n.startswith(("tagger.", *anew))}
     model.load_state_dict({**model.state_dict(), **kept})
     draws = drawn_from(with_tags(target), cfg.augment, cfg.schedule.batch, int(cfg.seed))
-    rates = optimiser(cfg.schedule, [], model.learned(attention=True, decoder=False))
+    rates = rated(model, cfg, model.learned(attention=True, decoder=False))
 
     def batch(step: int) -> Batch:
         one = draws(step)
@@ -293,7 +299,17 @@ def _train(work: Work, model: TransferNet, draws: Alternating, loss: RowLoss, cf
            parts: list[torch.nn.Parameter]) -> None:  # fmt: skip
     images = len(draws.target.ids) + len(draws.source.ids)
     with prefetched(draws) as batches:
-        learn(work, cfg, model, optimiser(cfg.schedule, [], parts), batches, loss, images, draws.names)
+        learn(work, cfg, model, rated(model, cfg, parts), batches, loss, images, draws.names)
+
+
+def rated(model: TransferNet, cfg: Attend | Draw, parts: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """All parts learn at `head_lr`, attention of the whole map and what judges it at their share of it."""
+    if model.shape.attention == "conv":
+        return optimiser(cfg.schedule, [], parts)
+    attending = {*model.attention.parameters(), *model.classifier.parameters()}
+    slower = replace(cfg.schedule, lr=cfg.whole * number(cfg.schedule.head_lr, "head_lr"))
+    return optimiser(slower, [part for part in parts if part in attending],
+                     [part for part in parts if part not in attending])  # fmt: skip
 
 
 @torch.no_grad()

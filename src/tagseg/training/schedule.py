@@ -87,17 +87,18 @@ def rate_factor(schedule: Schedule, step: int, total: int) -> float:
 def optimiser(schedule: Schedule, body: Iterable[nn.Parameter], head: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """AdamW or SGD with two groups; each group's `initial_lr` is what `rate_factor` multiplies."""
     groups = [
-        {"params": [p for p in body if p.requires_grad], "initial_lr": _number(schedule.lr, "lr")},
-        {"params": [p for p in head if p.requires_grad], "initial_lr": _number(schedule.head_lr, "head_lr")},
+        {"params": [p for p in body if p.requires_grad], "initial_lr": number(schedule.lr, "lr")},
+        {"params": [p for p in head if p.requires_grad], "initial_lr": number(schedule.head_lr, "head_lr")},
     ]
     groups = [{**g, "lr": g["initial_lr"]} for g in groups if g["params"]]
-    decay = _number(schedule.weight_decay, "weight_decay")
+    decay = number(schedule.weight_decay, "weight_decay")
     if schedule.optimiser == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=schedule.momentum, weight_decay=decay)
     return torch.optim.AdamW(groups, lr=0.0, weight_decay=decay, foreach=True)
 
 
-def _number(value: float | str, name: str) -> float:
+def number(value: float | str, name: str) -> float:
+    """A rate that has followed the backbone. Errors: `UsageError` where it still says "auto"."""
     if isinstance(value, str):
         raise UsageError(f"schedule.{name} is still {value!r}: it must be resolved from the backbone before training")
     return value
