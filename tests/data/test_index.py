@@ -185,6 +185,7 @@ def test_knobs_of_generated_sets() -> None:
     assert (spec.config.objects, spec.config.blur, dict(spec.counts)["train"]) == ((1, 3), 0.0, 7)
     assert parse("scenes:herd?kinds=4&side=source").config.classes == ("crab", "jay", "frog", "finch")
     assert parse("scenes:herd?side=target&kinds=3").config == parse("scenes:herd?side=target").config
+    assert parse("scenes:herd?kinds=19-20&side=source").config.classes == ("ibis", "puma")
     assert parse("scenes:transfer?kinds=6").config.target == ("newt",)
     assert parse("scenes:transfer?side=target").config.name == "transfer-target"
     assert not scenes("scenes:tissue?train=2&size=32", ["train"]).has_background
@@ -195,7 +196,9 @@ def test_knobs_of_generated_sets() -> None:
     ("scenes:basic?nonsense", "key=value"), ("scenes:", "expected a name"), ("scenes:basic?objects=3", "low,high"),
     ("scenes:basic?blur=x", "expected a number"), ("scenes:basic?side=left", "source or target"),
     ("scenes:basic?name=x", "unknown"), ("scenes:herd?kinds=21&side=source", r"kinds is 21, expected 1\.\.20"),
-    ("scenes:basic?kinds=0", r"kinds is 0"), ("scenes:thin?decoys=1,2", "decoys"),
+    ("scenes:basic?kinds=0", r"kinds is 0"), ("scenes:thin?decoys=1,2", "0,0 for style strokes"),
+    *((f"scenes:herd?kinds={wrong}&side=source", rf"kinds is {wrong}") for wrong in ("3-2", "0-2", "19-21")),
+    ("scenes:basic?kinds=-2x", "expected a whole number"),
 ])
 def test_wrong_names_of_generated_sets(name: str, expected: str) -> None:
     with pytest.raises(UsageError, match=expected):

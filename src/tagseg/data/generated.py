@@ -91,8 +91,8 @@ def scenes(name: str, splits: Sequence[str] | None = None, *, limit: int | None 
 def parse(name: str) -> Spec:
     """Read "scenes:PRESET?key=value&...": seed, train, val, side (source or target), kinds, tag_noise, or any knob.
 
-    `kinds` leaves the first so many of the set's (or its side's) classes; `tag_noise` sets missing_tags and
-    wrong_tags alike. Errors: `UsageError` with the nearest key.
+    `kinds` leaves the first so many of the set's (or its side's) classes, or those from one to another ("16-20");
+    `tag_noise` sets missing_tags and wrong_tags alike. Errors: `UsageError` with the nearest key.
     """
     kind, _, rest = name.partition(":")
     base, _, query = rest.partition("?")
@@ -107,12 +107,12 @@ def parse(name: str) -> Spec:
         elif key == "side":
             config = _side(name, config, value)
         elif key == "kinds":
-            kinds = _whole(name, key, value)
+            kinds = value
         elif key == "tag_noise":
             config = replace(config, missing_tags=_share(name, key, value), wrong_tags=_share(name, key, value))
         else:
             config = _turn(name, config, key, value)
-    return Spec(config if kinds is None else _first(name, config, kinds), seed, tuple(counts.items()))
+    return Spec(config if kinds is None else _some(name, config, kinds), seed, tuple(counts.items()))
 
 
 # ---- inside ----
@@ -153,10 +153,13 @@ def _side(name: str, config: SceneConfig, value: str) -> SceneConfig:
     return sides(config)[0 if value == "source" else 1]
 
 
-def _first(name: str, config: SceneConfig, kinds: int) -> SceneConfig:
-    if not 1 <= kinds <= len(config.classes):
-        raise UsageError(f"{name!r}: kinds is {kinds}, expected 1..{len(config.classes)}: {', '.join(config.classes)}")
-    some = config.classes[:kinds]
+def _some(name: str, config: SceneConfig, kinds: str) -> SceneConfig:
+    low, _, high = kinds.rpartition("-")
+    first, last = _whole(name, "kinds", low or "1"), _whole(name, "kinds", high)
+    if not 1 <= first <= last <= len(config.classes):
+        raise UsageError(f"{name!r}: kinds is {kinds}, expected 1..{len(config.classes)}, or two of these as in 1-2: "
+                         f"{', '.join(config.classes)}")
+    some = config.classes[first - 1 : last]
     return replace(config, classes=some, source=tuple(one for one in config.source if one in some))
 
 
