@@ -26,6 +26,7 @@ from benchmarks.dfs import ACCURATE, accuracy, class_iou, seen
 from benchmarks.dfs import line as one_line
 from benchmarks.esol import scored
 from benchmarks.results import append
+from benchmarks.tables import OWN
 from tagseg.artifacts import MapSet, Weights
 from tagseg.data.chosen import ChosenMasks
 from tagseg.data.generated import scenes
@@ -238,7 +239,7 @@ def all_arms(start: Start, wanted: str) -> Iterator[tuple[str, Any, MaskedSet]]:
         yield name, maps(start, model, val), truth
         if name == "transfernet" or arm.drawn:  # what there is to transfer: val images of the very classes
             mine = numbered(source(start, arm, "val"), (*start.target.classes, *aux.classes))
-            yield f"{name}: classes with masks", maps(start, model, mine.without_masks()), mine
+            yield name + OWN, maps(start, model, mine.without_masks()), mine
         if name == "transfernet":
             yield "attention", maps(start, model, val, "attention"), truth
             yield "densified attention", maps(start, model, val, "dense"), truth

@@ -403,7 +403,7 @@ def test_fc_attention_is_shown_one_size(tmp_path: Path) -> None:
     (("post.maps.background=-1",), r"post\.maps\.background: found -1\.0"),
     (("maps.grid=0",), r"maps\.grid: found 0, expected 1 or more"),
     (("predict.maps.tag=7",), r"predict\.maps\.tag: found 7\.0, expected a score from 0 to 1"),
-    (("draw.whole=0",), r"draw\.whole: found 0\.0, expected more than 0"),
+    (("draw.whole_rate=0",), r"draw\.whole_rate: found 0\.0, expected more than 0"),
     (("attend.scale=0",), r"attend\.scale: found 0\.0, expected more than 0"),
     (("attend.shape.width=0",), r"attend\.shape\.width: found 0, expected 1 or more"),
     (("draw.masks=-1",), r"draw\.masks: found -1\.0, expected 0 or more"),

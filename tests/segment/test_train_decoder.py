@@ -400,6 +400,11 @@ def test_from_tags_and_other_masks_to_maps(tmp_path: Path, form: Any) -> None:
     sourced = replace(cfg, shape=Shape(attention=form, width=16, init="gaussian", norm="none"))
     said = train_decoder.attention(run, target, aux.tagged, encoder, sourced).record["events"]
     assert "draws next to nothing" in said[0]
+    for learned, arm in ((between, lambda slow: train_decoder.attention(run, target, aux.tagged, encoder, slow)),
+                         (None, lambda slow: train_decoder.adapted(run, target, whole, slow))):  # fmt: skip
+        usual, slow = (arm(replace(cfg, whole_rate=rate)).tensors() for rate in (cfg.whole_rate, 0.01))
+        assert learned is None or torch.equal(learned["attention.look.weight"], usual["attention.look.weight"])
+        assert torch.equal(usual["attention.look.weight"], slow["attention.look.weight"]) == (form == "conv")
     found = {part: predict_decoder.maps(run, target, whole, predict_decoder.Looked(part=part, **CPU))  # type: ignore[arg-type]
              for part in ("drawn", "dense", "attention")}
     for sample in target.ids:
@@ -413,7 +418,7 @@ def test_from_tags_and_other_masks_to_maps(tmp_path: Path, form: Any) -> None:
 def test_attention_of_the_whole_map_learns_slower(form: Any) -> None:
     """At the rate of the other parts its loss rose (docs/papers/transfernet.md); the decoder has its own in all."""
     model = TransferNet(build("small", stride=16), 8, Shape(attention=form, width=16), (3, 3) if form == "fc" else None)
-    cfg = Draw(schedule=SHORT, whole=0.25, **AUTO)
+    cfg = Draw(schedule=SHORT, whole_rate=0.25, **AUTO)
     for frozen in (False, True):
         rates = train_decoder.rated(model, cfg, model.learned(attention=not frozen, decoder=True))
         found = {part: group["initial_lr"] for group in rates.param_groups for part in group["params"]}

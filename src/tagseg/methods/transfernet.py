@@ -101,8 +101,8 @@ def check(inputs: Inputs, cfg: Config) -> None:
     shape, scale = cfg.attend.shape, cfg.attend.scale
     least: list[tuple[str, float, float, bool]] = [  # name, value, its least, whether that itself will do
         ("attend.shape.width", shape.width, 1, True),
-        ("attend.whole", cfg.attend.whole, 0, False),
-        ("draw.whole", cfg.draw.whole, 0, False),
+        ("attend.whole_rate", cfg.attend.whole_rate, 0, False),
+        ("draw.whole_rate", cfg.draw.whole_rate, 0, False),
         ("attend.scale", 1.0 if isinstance(scale, str) else scale, 0, False),
         *((f"draw.{name}", getattr(cfg.draw, name), 0, True) for name in ("tags", "masks")),
         *((f"{name}.background", one.background, 0, False) for name, one in shown.items()),

@@ -120,7 +120,7 @@ def told(scores: F64, least: F64, forced: bool) -> Bool:
     return or_best(scores >= least, scores, forced)
 
 
-def check_classes(images: TaggedSet, model: Weights) -> None:
+def check_numbers(images: TaggedSet, model: Weights) -> None:
     """`DataError` unless class k of the images is class k of the network: it names a class by its number alone."""
     known = (*model.meta["classes"], *model.meta["others"])
     if images.classes != known[: len(images.classes)]:
@@ -131,7 +131,7 @@ def check_classes(images: TaggedSet, model: Weights) -> None:
 def _write(work: Work, images: TaggedSet, model: Weights, cfg: Drawn, present: Callable[[str], Bool],
            part: Part) -> None:
     """Maps of the classes that are `present` by an image's id; the encoder runs once for each image."""
-    check_classes(images, model)
+    check_numbers(images, model)
     net = load(model).to(cfg.device)
 
     def one(sample: str) -> ClassMaps:

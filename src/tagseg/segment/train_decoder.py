@@ -36,13 +36,14 @@ class Attend(Training):
 
     `scale`: what features are multiplied by; "measured": so that .999 of them lie under 1. `judge`: what the classifier
     of attended features learns from: "tags", of whole images; or "rows", from what attention shows it (the paper's).
-    `whole`: attention that sees the whole map ("fc", "fc_pooled") and its classifier learn at this share of `head_lr`.
+    `whole_rate`: attention that sees the whole map ("fc", "fc_pooled") and its classifier learn at this share of
+    `head_lr`; to "conv" it says nothing.
     """
 
     shape: Shape = field(default_factory=Shape)
     scale: float | Literal["measured"] = "measured"
     judge: Judge = "tags"
-    whole: float = WHOLE
+    whole_rate: float = WHOLE
     augment: Augment = field(default_factory=Augment)
     schedule: Schedule = field(default_factory=lambda: Schedule(4.0, min_images=2400, max_images=8000, batch=8))
 
@@ -55,7 +56,7 @@ class Attend(Training):
         "paper": {
             "shape": Shape(attention="fc", norm="none"),
             "judge": "rows",
-            "whole": 1.0,
+            "whole_rate": 1.0,
             "augment": Augment(size=320, scale=(1.0, 1.0), square=True),
             "schedule": Schedule(epochs=10**6, min_images=0, max_images=960_000, batch=64, optimiser="adamw",
                                  head_lr=1e-3, weight_decay=0.0, warmup=0.0, power=0.0),
@@ -68,13 +69,13 @@ class Draw(Training):
     """The decoder learns the outlines of the other classes, attention goes on learning the tags of all.
 
     `tags`, `masks`: weights of the two losses. `attention`: it goes on learning, by both, or stays as it was. `judge`,
-    `whole`: as in `Attend`.
+    `whole_rate`: as in `Attend`.
     """
 
     tags: float = 1.0
     masks: float = 2.0
     judge: Judge = "tags"
-    whole: float = WHOLE
+    whole_rate: float = WHOLE
     attention: Literal["learns", "frozen"] = "learns"
     augment: Augment = field(default_factory=Augment)
     schedule: Schedule = field(default_factory=lambda: Schedule(6.0, min_images=4000, max_images=12000, batch=4))
@@ -86,7 +87,7 @@ class Draw(Training):
         },
         "paper": {
             "judge": "rows",
-            "whole": 1.0,
+            "whole_rate": 1.0,
             "augment": Augment(size=320, scale=(1.0, 1.0), square=True),
             "schedule": Schedule(epochs=10**6, min_images=0, max_images=960_000, batch=64, optimiser="adamw",
                                  head_lr=5e-4, weight_decay=0.0, warmup=0.0, power=0.0),
@@ -307,7 +308,7 @@ def rated(model: TransferNet, cfg: Attend | Draw, parts: list[torch.nn.Parameter
     if model.shape.attention == "conv":
         return optimiser(cfg.schedule, [], parts)
     attending = {*model.attention.parameters(), *model.classifier.parameters()}
-    slower = replace(cfg.schedule, lr=cfg.whole * number(cfg.schedule.head_lr, "head_lr"))
+    slower = replace(cfg.schedule, lr=cfg.whole_rate * number(cfg.schedule.head_lr, "head_lr"))
     return optimiser(slower, [part for part in parts if part in attending],
                      [part for part in parts if part not in attending])  # fmt: skip
 
