@@ -75,7 +75,7 @@ CREATURES = {
     "pig": Look((242, 128, 178), "dots", Ground((74, 52, 40), (118, 86, 66), (8, 4))),
 }
 # More kinds than colours and patterns can tell apart on a small head: two colours on it, left and right.
-HERD = {
+TWO_COLOURED = {
     "bee": Look((240, 212, 56), other=(40, 40, 44)),
     "tit": Look((58, 96, 216), other=(240, 212, 56)),
     "swan": Look((244, 244, 240), other=(236, 130, 34)),
@@ -109,7 +109,7 @@ TISSUES = {
     "necrosis": Look((168, 112, 110), "plain"),
 }
 LOOKS: dict[str, dict[str, Look]] = {
-    "creatures": CREATURES | HERD, "strokes": STROKES, "opacities": OPACITIES, "tissue": TISSUES,
+    "creatures": CREATURES | TWO_COLOURED, "strokes": STROKES, "opacities": OPACITIES, "tissue": TISSUES,
 }
 # Segments of each stroke in half-lengths: (u0, v0, u1, v1). A ring has none.
 _SEGMENTS = {

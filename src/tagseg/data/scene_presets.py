@@ -7,12 +7,12 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from tagseg.data.scene_painting import CREATURES, HERD, LOOKS, STROKES, TISSUES
+from tagseg.data.scene_painting import CREATURES, LOOKS, STROKES, TISSUES, TWO_COLOURED
 from tagseg.types import UsageError
 
 _SHARES = ("head_share", "body_cue", "habitat", "occlusion", "negatives", "missing_tags", "wrong_tags")
 _ANIMALS = tuple(CREATURES)
-_HERD = (*_ANIMALS[:5], *HERD)
+_HERD = (*_ANIMALS[:5], *TWO_COLOURED)
 
 
 @dataclass(frozen=True)
