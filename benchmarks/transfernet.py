@@ -125,6 +125,7 @@ SWEEP = {"transfernet": Arm(), "10 other classes": Arm(drawn="10"), "5 other cla
 SWEEP |= {  # the target's heads and those of the first 5 kinds have one colour; the encoder has learned the 20's images
     "20 other classes, drawn anew": Arm(drawn="20", anew=True),
     "5 other classes, of two colours": Arm(drawn="16-20"),
+    "attention learns four times as long": Arm(seen=4.0, once=True),
 }
 SCENES = {"transfer": (ARMS, ORACLES), "herd": (SWEEP, {"masks of the target": Arm()})}
 
