@@ -414,6 +414,21 @@ def test_from_tags_and_other_masks_to_maps(tmp_path: Path, form: Any) -> None:
             assert part == "drawn" or not len(one.classes) or one.scores.max() == 1
 
 
+def test_attention_that_learned_nothing_is_told_of(tmp_path: Path) -> None:
+    """At too high a rate its loss rises above that of a guess among all classes, and the decoder draws any object."""
+    run, target, aux = Run(tmp_path), TARGET.without_masks(), of_other_classes(SOURCE, TARGET.classes)
+    encoder = train_decoder.pretrained(run, Pretrained("small", "random start", "random", {}), Encoder("small", 16))
+    cfg = Attend(Shape(width=16), augment=SMALL, schedule=replace(SHORT, max_images=48, min_images=48), **AUTO)
+    guess = f"{np.log(2 * (len(target.classes) + len(aux.classes))):.2f}"
+    for rate, heard in ((3.0, True), (1e-3, False)):
+        slower = replace(cfg, schedule=replace(cfg.schedule, head_lr=rate))
+        made = train_decoder.attention(run, target, aux.tagged, encoder, slower)
+        assert any(f"that of a guess {guess}" in one for one in made.record["events"]) == heard
+    whole = train_decoder.joint(run, target, aux, made, Draw(augment=SMALL, schedule=SHORT, **AUTO))
+    wild = train_decoder.adapted(run, target, whole, replace(cfg, judge="rows", schedule=replace(SHORT, head_lr=3.0)))
+    assert any(f"that of a guess {np.log(len(target.classes)):.2f}" in one for one in wild.record["events"])
+
+
 @pytest.mark.parametrize("form", ["conv", "fc", "fc_pooled"])
 def test_attention_of_the_whole_map_learns_slower(form: Any) -> None:
     """At the rate of the other parts its loss rose (docs/papers/transfernet.md); the decoder has its own in all."""

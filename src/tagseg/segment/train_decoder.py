@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal
@@ -27,7 +28,7 @@ Size = tuple[int, int]
 Judge = Literal["tags", "rows"]
 CALIBRATED = 256  # images that the scale of the features is told from
 BRIGHT = 0.999  # the share of features that shall lie under 1
-WHOLE = 1 / 3  # a row teaches attention of the whole map once, where that of cells learns from every cell
+WHOLE = 1 / 6  # a row teaches attention of the whole map once, where that of cells learns from every cell
 
 
 @dataclass(frozen=True)
@@ -223,7 +224,8 @@ def attention(work: Work, target: TaggedSet, source: TaggedSet, encoder: Weights
                    "pixels, and it learns late; init=kaiming or norm=gn")
     model.scale.fill_(scale_of(model, draws) if cfg.scale == "measured" else float(cfg.scale))
     parts = model.learned(attention=True, decoder=False)
-    _train(work, model, draws, RowLoss(1.0, 0.0, draws.offset, cfg.judge), cfg, parts)
+    losses = _train(work, model, draws, RowLoss(1.0, 0.0, draws.offset, cfg.judge), cfg, parts)
+    _told(work, losses, len(classes), cfg)
     described(work, model, {"backbone": meta["backbone"], "stride": meta["stride"], "classes": list(target.classes),
                             "others": list(source.classes), "masked": [], "grid": grid,
                             "size": cfg.augment.size})  # fmt: skip
@@ -271,7 +273,8 @@ def adapted(work: Work, target: TaggedSet, before: Weights, cfg: Attend) -> None
 
     loss = RowLoss(1.0, 0.0, len(target.classes), cfg.judge)
     with prefetched(batch) as batches:
-        learn(work, cfg, model, rates, batches, loss, len(draws.ids), draws.names)
+        losses = learn(work, cfg, model, rates, batches, loss, len(draws.ids), draws.names)
+    _told(work, losses, len(target.classes), cfg)
     names = ("backbone", "stride", "classes", "others", "masked", "rest", "grid", "size")
     described(work, model, {n: meta[n] for n in names if n in meta})
 
@@ -297,10 +300,20 @@ def with_tags(tagged: TaggedSet) -> TaggedSet:
 
 
 def _train(work: Work, model: TransferNet, draws: Alternating, loss: RowLoss, cfg: Attend | Draw,
-           parts: list[torch.nn.Parameter]) -> None:  # fmt: skip
+           parts: list[torch.nn.Parameter]) -> list[float]:  # fmt: skip
     images = len(draws.target.ids) + len(draws.source.ids)
     with prefetched(draws) as batches:
-        learn(work, cfg, model, rated(model, cfg, parts), batches, loss, images, draws.names)
+        return learn(work, cfg, model, rated(model, cfg, parts), batches, loss, images, draws.names)
+
+
+def _told(work: Work, losses: list[float], classes: int, cfg: Attend) -> None:
+    """Say so where attention ends no better than a guess: the decoder is shown any place, and nobody would see why."""
+    last = float(np.mean(losses[-max(len(losses) // 10, 1) :]))
+    guess = math.log(classes) + (math.log(2) if cfg.judge == "tags" else 0.0)  # of a row's class, and of each tag
+    if last >= guess:
+        work.event(f"attention does not show the classes it is asked for: the loss of its last steps is {last:.2f},"
+                   f" that of a guess {guess:.2f}; maps may be of any object. Learn longer (attend.schedule), in larger"
+                   " batches, or slower (attend.schedule.head_lr; attend.whole_rate where attention is not conv)")
 
 
 def rated(model: TransferNet, cfg: Attend | Draw, parts: list[torch.nn.Parameter]) -> torch.optim.Optimizer:

@@ -74,15 +74,17 @@ def learn(
     objective: Objective,
     images: int,
     names: Callable[[int], list[str]],
-) -> None:
-    """`fit` as a stage's config says, for a set of so many images; `names`: the ids of a step's batch."""
+) -> list[float]:
+    """`fit` as a stage's config says, for a set of so many images; `names`: the ids of a step's batch. The losses."""
     length = steps(cfg.schedule, images)
     task = Task(model, optimiser, batch, objective, length, int(cfg.seed), cfg.device, cfg.precision, names)
-    fit(work, task, cfg.schedule)
+    return [loss for _, loss, _ in fit(work, task, cfg.schedule)]
 
 
-def fit(work: Work, task: Task, schedule: Schedule) -> None:
-    """Train to the last step, going on from the newest checkpoint; writes `history.json` ([step, loss, rate], ...)."""
+def fit(work: Work, task: Task, schedule: Schedule) -> list[list[float]]:
+    """Train to the last step, going on from the newest checkpoint; gives and writes (`history.json`) its history,
+    [step, loss, rate] of each.
+    """
     keep_freed()
     task.model.to(task.device).train()
     state = checkpoint.restore(work.scratch, task.model, task.optimiser)
@@ -106,6 +108,7 @@ def fit(work: Work, task: Task, schedule: Schedule) -> None:
         work.event(text)
     write_atomic(work.folder / "history.json", json.dumps(state.history).encode())
     task.model.eval()
+    return state.history
 
 
 def _step(work: Work, task: Task, schedule: Schedule, state: State, split: int) -> tuple[float, int]:
