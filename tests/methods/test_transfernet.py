@@ -33,6 +33,7 @@ from tiny import SOURCE, TARGET, Tiny
 FIT = ["localize.classify.train", "segment.train_decoder.attention", "segment.train_decoder.joint",
        "localize.classify.train", "localize.recognise.taught", "segment.predict_decoder.finished",
        "segment.predict_decoder.maps",
+       "localize.operating_point.auto", "segment.predict_decoder.weighed", "segment.predict_decoder.maps",
        "refine.threshold.fixed", "refine.class_crf.labels"]  # fmt: skip
 
 
@@ -90,7 +91,7 @@ def test_the_plan_is_what_runs(made: Tiny, tmp_path: Path) -> None:
 
 
 def test_each_setting_changes_its_stages_and_what_follows(made: Tiny) -> None:
-    variants = {"encoder": "tags"}, {"encoder": "pretrained"}, {"cut": "measured"}
+    variants = {"encoder": "tags"}, {"encoder": "pretrained"}, {"cut": "half"}
     cfgs = [replace(made.prepared.cfg, **variant) for variant in variants]
     method_checks.settings_matter(transfernet, made.prepared.inputs, cfgs, 80, own=("encoder", "cut"))
 
@@ -146,6 +147,16 @@ def test_an_adapted_run_draws_other_classes_with_the_same_decoder(made: Tiny, tm
     again = asked(tmp_path / "x", data="scenes:basic?train=24&val=12&size=48", aux=None, adapt=request.out)
     with pytest.raises(UsageError, match="the decoder has learned from masks of crab"):
         runs.plan(again)  # what it has seen travels through an adaptation
+
+
+def test_the_paper_draws_from_one_half(made: Tiny) -> None:
+    """There "usual" measures after `adapt` alone; elsewhere a fit measures, too (the plan above)."""
+    assert transfernet.Config.BUDGETS["paper"]["cut"] == "usual"
+    for cut in ("usual", "half"):
+        run = Run(made.cache, planning=True)
+        fitted = transfernet.fit(run, made.prepared.inputs, replace(made.prepared.cfg, cut=cut))
+        assert "odds" not in fitted.model.meta
+        assert not {"localize.operating_point.auto", "segment.predict_decoder.weighed"} & {s.stage for s in run.steps}
 
 
 def test_an_adapted_run_draws_from_where_erasing_takes_evidence_away(made: Tiny, tmp_path: Path) -> None:

@@ -49,8 +49,8 @@ class Config:
     ("pretrained"), or after it has learned the tags of both sets ("tags", by `classifier`).
 
     `tagger`: the classifier of the target's classes, by which prediction knows what to draw. `cut`: where the decoder's
-    foreground begins: at one half, or where erasing it takes a tag's evidence away (`point`; "measured"); "usual" is
-    one half, but measured after `tagseg adapt`, as a decoder is seldom as sure of things unlike those it learned from.
+    foreground begins: where erasing it takes a tag's evidence away (`point`; "measured"), as a decoder is seldom as
+    sure of things unlike those it learned from; at one "half"; or, "usual", measured after `tagseg adapt` alone.
     """
 
     encoder: Literal["pretrained", "tags"] = "tags"
@@ -63,10 +63,10 @@ class Config:
     crf: Crf = field(default_factory=Sourced)
     predict: Predict = field(default_factory=Predict)
     post: Predict = field(default_factory=lambda: Predict(crf=Sourced()))
-    cut: Literal["usual", "half", "measured"] = "usual"
+    cut: Literal["measured", "half", "usual"] = "measured"
     point: operating_point.OperatingPoint = field(default_factory=operating_point.OperatingPoint)
 
-    BUDGETS: ClassVar[dict[str, dict[str, Any]]] = {"paper": {"encoder": "pretrained"}}
+    BUDGETS: ClassVar[dict[str, dict[str, Any]]] = {"paper": {"encoder": "pretrained", "cut": "usual"}}
 
 
 def fit(run: Run, inputs: Inputs, cfg: Config) -> Fitted:
