@@ -171,7 +171,7 @@ def main(words: list[str]) -> None:
     plot_rounds(iterated, docs / "img" / "mcof-rounds.png")
     kept = [row for row in found if not row.get("note", "").startswith("discarded")]
     for page, name, made in (
-        (docs.parent / "README.md", "results", tables.markdown(kept)),
+        (docs.parent / "README.md", "results", tables.markdown([row for row in kept if row["budget"] != "quick"])),
         (docs / "refiners.md", "refiners", tables.refiners(rows("refiner"))),
         (docs / "papers" / "esol.md", "esol", tables.settings(rows("setting"))),
         (docs / "papers" / "mcof.md", "arms", tables.arms(iterated)),
