@@ -25,7 +25,10 @@ RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 
 def add(run: Path) -> str:
     """Append one finished run; the same row is not added twice."""
-    row = json.loads((run / "scores.json").read_text())
+    scores = run / "scores.json"
+    if not scores.is_file():
+        raise SystemExit(f"{scores}: found no such file, expected a finished run; let it come to its end first")
+    row = json.loads(scores.read_text())
     if only := some_classes(run):
         row["data"] = f"{row['data']}: {only}"  # another task than the whole set's
     if not row.get("commit") or row["commit"].endswith("+dirty"):

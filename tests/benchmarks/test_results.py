@@ -33,3 +33,10 @@ def test_rows_name_the_command_that_made_them(tmp_path: Path, monkeypatch: pytes
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert rows == [{"seed": 0, "command": "python -m benchmarks.transfernet --cache kept --only 'a, b|c'"},
                     {"seed": 1, "command": "its own"}]  # fmt: skip
+
+
+def test_a_run_that_did_not_come_to_its_end_gives_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    with pytest.raises(SystemExit, match=r"scores\.json: found no such file, expected a finished run"):
+        results.add(tmp_path)
+    assert not (tmp_path / "results").exists()
