@@ -40,3 +40,18 @@ def test_a_run_that_did_not_come_to_its_end_gives_no_row(tmp_path: Path, monkeyp
     with pytest.raises(SystemExit, match=r"scores\.json: found no such file, expected a finished run"):
         results.add(tmp_path)
     assert not (tmp_path / "results").exists()
+
+
+def test_a_run_is_added_once_even_when_its_row_was_given_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+                                                                ) -> None:  # fmt: skip
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    (tmp_path / "scores.json").write_text(json.dumps({"method": "cam", "data": "tiles", "commit": "abc", "seed": 0}))
+    (tmp_path / "request.json").write_text(json.dumps({"reading": {"only": []}}))
+    assert results.add(tmp_path).endswith("added to cam.jsonl")
+    file = tmp_path / "results" / "cam.jsonl"
+    noted = {**json.loads(file.read_text()), "note": "by hand"}
+    file.write_text(json.dumps(noted) + "\n")
+    assert results.add(tmp_path).endswith("already there")
+    assert [json.loads(line) for line in file.read_text().splitlines()] == [noted]
+    (tmp_path / "scores.json").write_text(json.dumps({"method": "cam", "data": "tiles", "commit": "abc", "seed": 1}))
+    assert results.add(tmp_path).endswith("added to cam.jsonl")
