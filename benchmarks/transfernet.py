@@ -110,15 +110,15 @@ ARMS = {
     "features as they come": Arm(attend={"scale": 1.0}),
     "classifier learns from rows": Arm(attend=ROWS, draw=ROWS),
     "half as long": Arm(longer=0.5),
-    "twice as long": Arm(longer=2.0, once=True),
+    "twice as long": Arm(longer=2.0),
     "four times as long": Arm(longer=4.0, once=True),
     "attention learns four times as long": Arm(seen=4.0, once=True),
 }
-CONVERGING = ("as in the paper", "no norm", "attention into the decoder", "shared switches", "bilinear")
-ARMS |= {f"twice as long, {name}": replace(ARMS[name], longer=2.0, once=True) for name in CONVERGING}
+CONVERGING = [name for name, arm in ARMS.items() if name != "transfernet" and (arm.longer, arm.seen) == (1.0, 1.0)]
+ARMS |= {f"twice as long, {name}": replace(ARMS[name], longer=2.0) for name in CONVERGING}
 ORACLES = {
     "masks of the target": Arm(),
-    "twice as long, masks of the target": Arm(longer=2.0, once=True),
+    "twice as long, masks of the target": Arm(longer=2.0),
     "four times as long, masks of the target": Arm(longer=4.0, once=True),
 }
 SWEEP = {"transfernet": Arm(), "10 other classes": Arm(drawn="10"), "5 other classes": Arm(drawn="5")}  # of 20
