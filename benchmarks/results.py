@@ -1,11 +1,13 @@
 """Result rows: `python -m benchmarks.results` rebuilds tables and plots, `... add RUN [RUN ...]` appends finished runs.
 
 A row is scores.json without curves, on one line of docs/results/METHOD.jsonl. A run made from changed files ("+dirty")
-or without a commit is refused: a number without its commit is not a number.
+or without a commit is refused: a number without its commit is not a number. `add --note TEXT` says what sets the runs
+apart.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
 import sys
@@ -23,8 +25,8 @@ from tagseg.cli import portable
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 
 
-def add(run: Path) -> str:
-    """Append one finished run; the same row is not added twice."""
+def add(run: Path, note: str = "") -> str:
+    """Append one finished run, with a note where one is given; the same row is not added twice, whatever its note."""
     scores = run / "scores.json"
     if not scores.is_file():
         raise SystemExit(f"{scores}: found no such file, expected a finished run; let it come to its end first")
@@ -34,7 +36,7 @@ def add(run: Path) -> str:
     if not row.get("commit") or row["commit"].endswith("+dirty"):
         raise SystemExit(f"{run}: commit is {row.get('commit')!r}; rows come only from a clean, committed tree")
     file = RESULTS / f"{row['method']}.jsonl"
-    line = json.dumps(row, sort_keys=True)
+    line = json.dumps({**row, "note": note} if note else row, sort_keys=True)
     if file.exists() and row in (_without_note(json.loads(known)) for known in file.read_text().splitlines()):
         return f"{run}: already there"
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -44,7 +46,7 @@ def add(run: Path) -> str:
 
 
 def _without_note(row: dict[str, Any]) -> dict[str, Any]:
-    """A row as its run made it: the note is written into it afterwards, by a person."""
+    """A row as its run made it: the note is a person's."""
     return {name: value for name, value in row.items() if name != "note"}
 
 
@@ -159,10 +161,14 @@ def fill(page: Path, text: str, name: str) -> None:
 
 
 def main(words: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    adding = parser.add_subparsers(dest="what").add_parser("add", help="append finished runs")
+    adding.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    adding.add_argument("--note", default="", help="what sets these runs apart; the table shows it")
+    asked = parser.parse_args(words)
     RESULTS.mkdir(parents=True, exist_ok=True)
-    if words and words[0] == "add":
-        for word in words[1:]:
-            print(add(Path(word)), "" if some_classes(Path(word)) else curves(Path(word)))
+    for run in asked.runs if asked.what else ():
+        print(add(run, asked.note), "" if some_classes(run) else curves(run))
     found = rows()
     text = (
         "# Results\n\nBuilt by `make results` from the rows beside this page (one JSON line for each finished run: "

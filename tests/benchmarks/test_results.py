@@ -55,3 +55,13 @@ def test_a_run_is_added_once_even_when_its_row_was_given_a_note(tmp_path: Path, 
     assert [json.loads(line) for line in file.read_text().splitlines()] == [noted]
     (tmp_path / "scores.json").write_text(json.dumps({"method": "cam", "data": "tiles", "commit": "abc", "seed": 1}))
     assert results.add(tmp_path).endswith("added to cam.jsonl")
+
+
+def test_a_run_is_added_with_the_note_that_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    (tmp_path / "scores.json").write_text(json.dumps({"method": "cam", "data": "tiles", "commit": "abc", "seed": 0}))
+    (tmp_path / "request.json").write_text(json.dumps({"reading": {"only": []}}))
+    assert results.add(tmp_path, "a control").endswith("added to cam.jsonl")
+    assert results.add(tmp_path, "another").endswith("already there")
+    row = json.loads((tmp_path / "results" / "cam.jsonl").read_text())
+    assert row == {"method": "cam", "data": "tiles", "commit": "abc", "seed": 0, "note": "a control"}
