@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
+from tagseg.ops import crf
 from tagseg.refine.class_crf import decided, own_foregrounds
 from tagseg.refine.crf import Crf
 
@@ -54,3 +56,19 @@ def test_on_another_device_the_same_is_drawn() -> None:
     assert expected.any()
     assert not expected.all()
     assert (elsewhere == expected).mean() >= 0.99
+
+
+def test_the_kernels_of_an_image_are_made_once_for_all_its_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    picture, shares = image(24, 32), np.random.default_rng(4).random((3, 24, 32)).astype(np.float32)
+    known = np.ascontiguousarray(picture.transpose(1, 2, 0))
+    lengths = {"sxy_gaussian": 3.0, "sxy_bilateral": 20.0, "srgb": 3.0}
+    alone = [crf.dense_crf(known, np.stack([1 - share, share]), **lengths, compat_gaussian=3.0, compat_bilateral=5.0)
+             for share in shares]  # fmt: skip
+    made: list[tuple[int, ...]] = []
+    kernels = crf.kernels
+    monkeypatch.setattr(crf, "kernels", lambda photo, **more: made.append(photo.shape) or kernels(photo, **more))
+    found = own_foregrounds(picture, shares, Crf(3.0, 3.0, 20.0, 3.0, 5.0, 10))
+    assert np.array_equal(found, [background < foreground for background, foreground in alone])
+    assert found.any()
+    assert not found.all()
+    assert made == [(24, 32, 3)]

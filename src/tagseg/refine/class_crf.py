@@ -9,7 +9,7 @@ import numpy as np
 from tagseg.artifacts import LabelSet, MapSet, write_labels
 from tagseg.data.index import TaggedSet
 from tagseg.ops.geometry import enlarge
-from tagseg.refine.crf import Crf, solve, solve_together
+from tagseg.refine.crf import TOGETHER, Crf, solve_together, solver
 from tagseg.store import Work, stage
 from tagseg.types import BACKGROUND, F32, I64, U8, Bool, Labels
 
@@ -45,10 +45,13 @@ def decided(sample: str, image: U8, shares: F32, classes: I64, cfg: Crf) -> Labe
 
 def own_foregrounds(image: U8, shares: F32, cfg: Crf) -> Bool:
     """Where the CRF of background and one class alone calls a pixel the class, for each class (K,H,W)."""
-    pairs = [np.stack([1 - share, share]) for share in shares]
-    if cfg.iterations:
-        if cfg.device == "cpu":
-            pairs = [solve(image, pair, cfg) for pair in pairs]
-        else:
-            pairs = solve_together([image] * len(pairs), pairs, cfg)
-    return np.stack([pair[1] > pair[0] for pair in pairs])
+    if not cfg.iterations:
+        return shares > 0.5
+    alone = solver(image, cfg) if cfg.device == "cpu" else None
+    most = 1 if alone else max(1, TOGETHER // shares[0].size)  # large images have large planes
+    found = np.zeros(shares.shape, bool)
+    for start in range(0, len(shares), most):
+        pairs = [np.stack([1 - share, share]) for share in shares[start : start + most]]
+        solved = [alone(pair) for pair in pairs] if alone else solve_together([image] * len(pairs), pairs, cfg)
+        found[start : start + most] = [background < foreground for background, foreground in solved]
+    return found

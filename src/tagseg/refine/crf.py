@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -124,13 +124,21 @@ def solve_together(images: Sequence[U8], probabilities: Sequence[F32], cfg: Crf)
 
 def solve(image: U8, probabilities: F32, cfg: Crf) -> F32:
     """Mean-field probabilities (K,H,W) of an image (3,H,W) from given ones."""
-    return crf.dense_crf(
+    return solver(image, cfg)(probabilities)
+
+
+def solver(image: U8, cfg: Crf) -> Callable[[F32], F32]:
+    """`solve` of one image for any number of times: its kernels, the costly part, are made once."""
+    prepared = crf.kernels(
         np.ascontiguousarray(image.transpose(1, 2, 0)),
-        probabilities,
         sxy_gaussian=cfg.sxy_gaussian,
-        compat_gaussian=cfg.compat_gaussian,
         sxy_bilateral=cfg.sxy_bilateral,
         srgb=cfg.srgb,
+    )
+    return lambda probabilities: crf.mean_field(
+        prepared,
+        crf.unary_from_probabilities(probabilities),
+        compat_gaussian=cfg.compat_gaussian,
         compat_bilateral=cfg.compat_bilateral,
         iterations=cfg.iterations,
     )
