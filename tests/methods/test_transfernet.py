@@ -115,6 +115,7 @@ def test_prediction_draws_what_the_tagger_sees(made: Tiny) -> None:
     masks = transfernet.predict(run, made.fitted.model, images, cfg)
     scores = recognise.scores(run, images, made.fitted.model, cfg.predict.recognise).read()
     assert set(scores) == set(images.ids)
+    assert any(masks.get(sample).pixels.any() for sample in images.ids)
     for sample in images.ids:
         assert len(scores[sample]) == 3
         assert all(0 <= share <= 1 for share in scores[sample])
@@ -147,6 +148,21 @@ def test_an_adapted_run_draws_other_classes_with_the_same_decoder(made: Tiny, tm
     again = asked(tmp_path / "x", data="scenes:basic?train=24&val=12&size=48", aux=None, adapt=request.out)
     with pytest.raises(UsageError, match="the decoder has learned from masks of crab"):
         runs.plan(again)  # what it has seen travels through an adaptation
+
+
+def test_attention_of_the_whole_map_is_adapted_at_its_own_size(made: Tiny, tmp_path: Path) -> None:
+    fc = ("attend.shape.attention=fc", *(f"{part}.augment.square=true" for part in ("attend", "draw")))
+    first = asked(tmp_path / "out" / "fc", cache=made.cache, sets=fc)
+    runs.run(first)
+    second = asked(tmp_path / "out" / "other", data=THIN, aux=None, adapt=first.out, cache=made.cache)
+    document = runs.run(second)
+    assert document["classes"] == list(preset("thin").classes)
+    before, after = (Weights(verify(p / "weights")["key"], p / "weights").tensors() for p in (first.out, second.out))
+    assert all(torch.equal(after[name], before[name]) for name in before if name.startswith("decoder."))
+    assert not torch.equal(after["attention.look.weight"], before["attention.look.weight"])
+    wider = [f"{part}=64" for part in ("attend.augment.size", "maps.size", "predict.maps.size", "post.maps.size")]
+    with pytest.raises(UsageError, match="attention 'fc' was built for images of 48 pixels a side, found 64"):
+        runs.plan(replace(second, sets=(*second.sets, *wider)))
 
 
 def test_the_paper_draws_from_one_half(made: Tiny) -> None:
@@ -380,16 +396,21 @@ WITHOUT = {
 
 @pytest.mark.parametrize("gone", WITHOUT)
 def test_without_a_mechanism_the_maps_are_others(made: Tiny, gone: str) -> None:
-    prepared = runs.plan(asked(made.out, sets=WITHOUT[gone]))[1]
+    """Before an operating point is measured, which would change the maps of any network."""
+    found = [drawn(made, runs.plan(asked(made.out, sets=sets))[1]) for sets in ((), WITHOUT[gone])]
+    assert found[0] == drawn(made, made.prepared)
+    assert found[0] != found[1]
+
+
+def drawn(made: Tiny, prepared: Any) -> Any:
+    """What the decoder draws of the training images, as digests of the maps."""
     run, inputs, cfg = made.again(), prepared.inputs, prepared.cfg
-    assert inputs.aux is not None
     plan = Run(made.cache, planning=True)
     transfernet.fit(plan, inputs, cfg)
     start = Weights(plan.steps[0].key, plan.steps[0].path)
     first = train_decoder.attention(run, inputs.tagged, inputs.aux.tagged, start, cfg.attend)
     model = train_decoder.joint(run, inputs.tagged, inputs.aux, first, cfg.draw)
-    found = predict_decoder.maps(run, inputs.tagged, model, cfg.maps)
-    assert found.record["outputs"] != made.fitted.maps.record["outputs"]
+    return predict_decoder.maps(run, inputs.tagged, model, cfg.maps).record["outputs"]
 
 
 def test_adapting_asks_nothing_of_the_decoders_crops(made: Tiny) -> None:

@@ -105,6 +105,15 @@ def test_transfernet_s7_03_the_decoder_has_no_place_for_a_class() -> None:
     assert torch.equal(drawn(0), drawn(20))
 
 
+def test_an_encoder_that_nobody_draws_from_gives_features_alone() -> None:
+    model = TransferNet(build("small", stride=16), 5, Shape(width=12)).eval()
+    x = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(2))
+    whole, bare = model.encode(x), model.encode(x, switches=False)
+    assert torch.equal(whole.features, bare.features)
+    assert len(whole.switches) == len(model.levels)
+    assert bare.switches == []
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_transfernet_s7_04_classes_by_another_number_change_nothing(form: str) -> None:
     first, second, order = attention(form), attention(form), [3, 0, 4, 1, 2]

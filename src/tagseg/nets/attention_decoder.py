@@ -233,7 +233,9 @@ class Switches:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What the encoder gave of images of `size` (H,W): features (n,D,h,w), scaled, and the switches of the levels."""
+    """What the encoder gave of images of `size` (H,W): features (n,D,h,w), scaled, and the switches of the levels (none
+    where they were not asked for).
+    """
 
     features: Float[Tensor, "n d h w"]
     switches: list[Switches]
@@ -271,12 +273,12 @@ class TransferNet(nn.Module):
         return [parameter for part in parts for parameter in part.parameters()]
 
     @torch.no_grad()
-    def encode(self, x: Float[Tensor, "n 3 h w"]) -> Encoded:
-        """Normalised images, once for all their classes."""
-        found = self.backbone(x, ["last", *(tap.name for tap in self.levels)])
+    def encode(self, x: Float[Tensor, "n 3 h w"], switches: bool = True) -> Encoded:
+        """Normalised images, once for all their classes; with `switches` for a decoder that shall draw."""
+        levels = self.levels if switches else ()
+        found = self.backbone(x, ["last", *(tap.name for tap in levels)])
         features = found["last"].relu() * self.scale  # transfernet Eq. 1
-        switches = switches_of(found, self.levels, found["last"], self.up)
-        return Encoded(features, switches, (x.shape[2], x.shape[3]))
+        return Encoded(features, switches_of(found, levels, found["last"], self.up), (x.shape[2], x.shape[3]))
 
     def seen(self, encoded: Encoded) -> Float[Tensor, "n k"]:
         """What the classifier says of whole images: the mean over their cells."""

@@ -26,6 +26,7 @@ from tagseg.types import F32, F64, U8, Bool, ClassMaps, DataError
 Part = Literal["drawn", "dense", "attention"]
 SOURCED = 0.6  # the authors' score from which a class counts
 LEAST = 1e-3  # the lowest point that a network is weighed for
+TOGETHER = 8  # classes of an image that are drawn at once: a decoder keeps hundreds of full maps for each
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Looked(Drawn):
     part: Part = "drawn"
 
 
-@stage(MapSet, version=6)
+@stage(MapSet, version=7)
 def maps(work: Work, tagged: TaggedSet, model: Weights, cfg: Looked) -> None:
     """Foreground of every tag of every image: its probability by the decoder; attention is divided by its maximum in
     the image.
@@ -101,7 +102,7 @@ def maps(work: Work, tagged: TaggedSet, model: Weights, cfg: Looked) -> None:
     _write(work, tagged, model, at_point(cfg, model), lambda sample: present[sample], cfg.part)
 
 
-@stage(MapSet, version=5)
+@stage(MapSet, version=6)
 def predicted(work: Work, images: TaggedSet, model: Weights, scores: Scores, cfg: Drawn) -> None:
     """Foreground of the classes that the tagger sees; `scores` holds its word on every image, by id."""
     forced = cfg.always == "yes" or (cfg.always == "usual" and not model.meta["negatives"])
@@ -157,34 +158,37 @@ def drawn(model: TransferNet, image: U8, classes: np.ndarray, cfg: Drawn, part: 
     """
     if not len(classes):
         return np.zeros((0, *size), np.float32)
-    grid = model.attention.grid
+    grid, own = model.attention.grid, (image.shape[1], image.shape[2])
     if model.shape.attention == "fc" and grid is not None and grid[0] == grid[1]:
-        side, fine_side = max(image.shape[1:]), max(size)
-        square = np.broadcast_to(np.array(FILL, np.uint8)[:, None, None], (3, side, side)).copy()
-        square[:, : image.shape[1], : image.shape[2]] = image
-        whole = _shown(model, square, classes, cfg, part, (cfg.size, cfg.size), (fine_side, fine_side))
-        found = whole[:, : size[0], : size[1]]
+        high, wide = own = (own[0] * cfg.size // max(own) or 1, own[1] * cfg.size // max(own) or 1)
+        shown = np.broadcast_to(np.array(FILL, np.uint8)[:, None, None], (3, cfg.size, cfg.size)).copy()
+        shown[:, :high, :wide] = resized(image, own)
     else:
-        shape = net_shape((image.shape[1], image.shape[2]), cfg.size, 1.0, model.backbone.min_size)
-        found = _shown(model, image, classes, cfg, part, shape, size)
+        own = net_shape(own, cfg.size, 1.0, model.backbone.min_size)
+        shown = resized(image, own)
+    found = _looked_at(model, shown, own, classes, cfg, part, size)
     if part != "drawn":  # of the image alone: attention may lie beside it, in what fills the square
         found = found / found.max((1, 2), keepdims=True).clip(min=1e-9)
     return found.clip(0, 1).astype(np.float32)
 
 
-def _shown(model: TransferNet, image: U8, classes: np.ndarray, cfg: Drawn, part: Part, shape: tuple[int, int],
-           size: tuple[int, int]) -> F32:
-    """The same at one input `shape` of the network; attention as it comes."""
-    x = torch.from_numpy(resized(image, shape)).to(cfg.device)[None].float() / 255
-    rows = model.encode(model.backbone.preprocess(x)).rows(torch.zeros(len(classes), dtype=torch.long))
-    many = model.attention.name.in_features
-    named = F.one_hot(torch.from_numpy(classes.astype(np.int64)), many).bool().to(cfg.device)
-    alpha, dense, _ = model(rows, named)
-    if part == "drawn":
-        values = foreground_share(model.draw(dense, rows).float(), cfg.background)
-        fine: Tensor = F.interpolate(values[:, None], size, mode="bilinear", align_corners=False)[:, 0]
-    else:
-        last = model.backbone.tap("last")
-        shown = (alpha if part == "attention" else dense[:, 0]).float()[None]
-        fine = resample(shown, stride=last.stride, offset=last.offset, in_size=shape, out_size=size)[0]
-    return fine.cpu().numpy().astype(np.float32)
+def _looked_at(model: TransferNet, shown: U8, own: tuple[int, int], classes: np.ndarray, cfg: Drawn, part: Part,
+               size: tuple[int, int]) -> F32:
+    """The same of what the network is `shown`, whose upper left part of `own` size is the image; attention as it comes.
+    """
+    x = torch.from_numpy(shown).to(cfg.device)[None].float() / 255
+    encoded = model.encode(model.backbone.preprocess(x), switches=part == "drawn")
+    every = F.one_hot(torch.from_numpy(classes.astype(np.int64)), model.attention.name.in_features).bool()
+    found = []
+    for named in every.to(cfg.device).split(TOGETHER):
+        rows = encoded.rows(torch.zeros(len(named), dtype=torch.long))
+        alpha, dense, _ = model(rows, named)
+        if part == "drawn":
+            drawing = foreground_share(model.draw(dense, rows).float(), cfg.background)[:, None, : own[0], : own[1]]
+            fine: Tensor = F.interpolate(drawing, size, mode="bilinear", align_corners=False)[:, 0]
+        else:
+            last = model.backbone.tap("last")
+            cells = (alpha if part == "attention" else dense[:, 0]).float()[None]
+            fine = resample(cells, stride=last.stride, offset=last.offset, in_size=own, out_size=size)[0]
+        found.append(fine.cpu().numpy().astype(np.float32))
+    return np.concatenate(found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
@@ -20,13 +20,15 @@ from tagseg.data.weights import Pretrained
 from tagseg.nets.attention_decoder import Encoded, Shape, TransferNet
 from tagseg.nets.backbones import build
 from tagseg.store import Work, stage
-from tagseg.training.loop import Batch, learn
+from tagseg.training.loop import Batch, learn, precision
 from tagseg.training.schedule import Schedule, Training, number, optimiser
 from tagseg.types import IGNORE, DataError
 
 Size = tuple[int, int]
 Judge = Literal["tags", "rows"]
 CALIBRATED = 256  # images that the scale of the features is told from
+TOGETHER = 16  # of them, of large batches, at once
+ASKED = 128  # images that attention is tried on when it has learned
 BRIGHT = 0.999  # the share of features that shall lie under 1
 WHOLE = 1 / 6  # a row teaches attention of the whole map once, where that of cells learns from every cell
 
@@ -145,10 +147,12 @@ class RowLoss:
 
     def total(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         assert isinstance(model, TransferNet)
-        encoded = model.encode(model.backbone.preprocess(batch["images"].float() / 255))
         image, which = batch["tags"].nonzero(as_tuple=True)  # an image with several tags gives several rows
         if not len(image):
             return sum((p.sum() * 0.0 for p in model.attention.parameters()), torch.zeros(()))
+        known = which >= self.offset
+        drawing = bool(self.masks) and bool(known.any())
+        encoded = model.encode(model.backbone.preprocess(batch["images"].float() / 255), switches=drawing)
         rows = encoded.rows(image)
         _, dense, logits = model(rows, F.one_hot(which, batch["tags"].shape[1]).bool(), judged=self.judge == "tags")
         loss = self.tags * F.cross_entropy(logits.float(), which, reduction="sum")  # transfernet Eq. 9
@@ -156,15 +160,14 @@ class RowLoss:
             wrong = F.binary_cross_entropy_with_logits(model.seen(encoded).float(), batch["tags"].float(),
                                                        batch["told"].float(), reduction="sum")
             loss = loss + self.tags * wrong / batch["told"].shape[1]
-        known = which >= self.offset
-        if self.masks and bool(known.any()):
+        if drawing:
             targets = outlines(batch["labels"][image[known]], which[known] - self.offset + 1)
             loss = loss + self.masks * self._drawn(model, dense[known], rows, known, targets)  # transfernet Eq. 13
         return loss
 
     @staticmethod
     def _drawn(model: TransferNet, dense: Tensor, rows: Encoded, known: Tensor, targets: Tensor) -> Tensor:
-        mine = rows.rows(known.nonzero()[:, 0])
+        mine = rows if bool(known.all()) else rows.rows(known.nonzero()[:, 0])
         logits = model.draw(dense, mine).float()
         return mask_losses(logits, targets).sum()
 
@@ -224,8 +227,7 @@ def attention(work: Work, target: TaggedSet, source: TaggedSet, encoder: Weights
                    "pixels, and it learns late; init=kaiming or norm=gn")
     model.scale.fill_(scale_of(model, draws) if cfg.scale == "measured" else float(cfg.scale))
     parts = model.learned(attention=True, decoder=False)
-    losses = _train(work, model, draws, RowLoss(1.0, 0.0, draws.offset, cfg.judge), cfg, parts)
-    _told(work, losses, len(classes), cfg)
+    _train(work, model, draws, RowLoss(1.0, 0.0, draws.offset, cfg.judge), cfg, parts)
     described(work, model, {"backbone": meta["backbone"], "stride": meta["stride"], "classes": list(target.classes),
                             "others": list(source.classes), "masked": [], "grid": grid,
                             "size": cfg.augment.size})  # fmt: skip
@@ -273,8 +275,8 @@ def adapted(work: Work, target: TaggedSet, before: Weights, cfg: Attend) -> None
 
     loss = RowLoss(1.0, 0.0, len(target.classes), cfg.judge)
     with prefetched(batch) as batches:
-        losses = learn(work, cfg, model, rates, batches, loss, len(draws.ids), draws.names)
-    _told(work, losses, len(target.classes), cfg)
+        learn(work, cfg, model, rates, batches, loss, len(draws.ids), draws.names)
+    _tried(work, model, batch, cfg, "attend")
     names = ("backbone", "stride", "classes", "others", "masked", "rest", "grid", "size")
     described(work, model, {n: meta[n] for n in names if n in meta})
 
@@ -300,20 +302,32 @@ def with_tags(tagged: TaggedSet) -> TaggedSet:
 
 
 def _train(work: Work, model: TransferNet, draws: Alternating, loss: RowLoss, cfg: Attend | Draw,
-           parts: list[torch.nn.Parameter]) -> list[float]:  # fmt: skip
+           parts: list[torch.nn.Parameter]) -> None:  # fmt: skip
     images = len(draws.target.ids) + len(draws.source.ids)
     with prefetched(draws) as batches:
-        return learn(work, cfg, model, rated(model, cfg, parts), batches, loss, images, draws.names)
+        learn(work, cfg, model, rated(model, cfg, parts), batches, loss, images, draws.names)
+    if loss.tags:
+        _tried(work, model, draws, cfg, "attend" if isinstance(cfg, Attend) else "draw")
 
 
-def _told(work: Work, losses: list[float], classes: int, cfg: Attend) -> None:
-    """Say so where attention ends no better than a guess: the decoder is shown any place, and nobody would see why."""
-    last = float(np.mean(losses[-max(len(losses) // 10, 1) :]))
-    guess = math.log(classes) + (math.log(2) if cfg.judge == "tags" else 0.0)  # of a row's class, and of each tag
-    if last >= guess:
-        work.event(f"attention does not show the classes it is asked for: the loss of its last steps is {last:.2f},"
-                   f" that of a guess {guess:.2f}; maps may be of any object. Learn longer (attend.schedule), in larger"
-                   " batches, or slower (attend.schedule.head_lr; attend.whole_rate where attention is not conv)")
+@torch.no_grad()
+def _tried(work: Work, model: TransferNet, batch: Callable[[int], Batch], cfg: Attend | Draw, part: str) -> None:
+    """Say so where what attention shows tells its class no better than a guess that looks at no image: the decoder is
+    shown any place then, and nobody would see why.
+    """
+    lost, asked = 0.0, torch.zeros(model.attention.name.in_features)
+    for step in range(math.ceil(ASKED / cfg.schedule.batch)):
+        one = {name: tensor.to(cfg.device) for name, tensor in batch(step).items()}
+        with precision(cfg.device, cfg.precision):
+            lost += float(RowLoss(1.0, 0.0, 0, "rows").total(model, one))
+        asked += one["tags"].sum(0).cpu()
+    if rows := float(asked.sum()):
+        guess = float(torch.special.entr(asked / rows).sum())  # who knows but how frequent classes are
+        if lost / rows >= guess:
+            slower = "" if model.shape.attention == "conv" else f"; {part}.whole_rate"
+            work.event("attention does not show the classes it is asked for: on training images the loss of telling "
+                       f"them is {lost / rows:.2f}, that of a guess {guess:.2f}; maps may be of any object. Learn "
+                       f"longer ({part}.schedule), in larger batches, or slower ({part}.schedule.head_lr{slower})")
 
 
 def rated(model: TransferNet, cfg: Attend | Draw, parts: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -332,8 +346,10 @@ def scale_of(model: TransferNet, draws: Alternating) -> float:
     model.eval()
     found = []
     for step in range(max(1, CALIBRATED // draws.target.batch)):
-        images = draws(step)["images"].float() / 255
-        found.append(np.quantile(model.encode(model.backbone.preprocess(images)).features.numpy(), BRIGHT))
+        images = draws(step)["images"]
+        seen = [model.encode(model.backbone.preprocess(some.float() / 255), switches=False).features.numpy()
+                for some in images.split(TOGETHER)]  # fmt: skip
+        found.append(np.quantile(np.concatenate(seen), BRIGHT))
     return float(1 / max(float(np.mean(found)), 1e-6))
 
 
