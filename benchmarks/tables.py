@@ -91,11 +91,15 @@ VARIANT = (("tag_accuracy", "tags told"), ("class_iou", "IoU by class"), ("best_
 OWN = ": classes with masks"  # rows of other images and classes than the rest: no difference to them says anything
 
 
-def variants(found: list[dict[str, Any]], first: str, key: str = "variant") -> str:
+def variants(found: list[dict[str, Any]], first: str, key: str = "variant", longer: str = "") -> str:
     """A table for each scene: each variant's means and sds over its seeds, and its AP and best IoU paired with `first`.
+    Variants whose names begin with `longer` have a table of their own, paired with `longer`.
 
     Differences are the first's minus the variant's, with half of the 95 % t-interval where there are three seeds.
     """
+    if longer:
+        own, rest = ([row for row in found if row[key].startswith(longer) == apart] for apart in (True, False))
+        return "\n\n".join(table for table in (variants(own, longer, key), variants(rest, first, key)) if table)
     tables = []
     for head, mine in _by_scene(found):
         lines = [f"{head}:", "", "| variant | " + " | ".join(head for _, head in VARIANT)

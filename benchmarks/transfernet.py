@@ -116,6 +116,7 @@ ARMS = {
 }
 CONVERGING = [name for name, arm in ARMS.items() if name != "transfernet" and (arm.longer, arm.seen) == (1.0, 1.0)]
 ARMS |= {f"twice as long, {name}": replace(ARMS[name], longer=2.0) for name in CONVERGING}
+LOOKED_INTO = {"transfernet": "", "twice as long": "twice as long, "}  # arms; what names of their controls begin with
 ORACLES = {
     "masks of the target": Arm(),
     "twice as long, masks of the target": Arm(longer=2.0),
@@ -241,17 +242,18 @@ def all_arms(start: Start, wanted: str) -> Iterator[tuple[str, Any, MaskedSet]]:
         if name == "transfernet" or arm.drawn:  # what there is to transfer: val images of the very classes
             mine = numbered(source(start, arm, "val"), (*start.target.classes, *aux.classes))
             yield name + OWN, maps(start, model, mine.without_masks()), mine
-        if name == "transfernet":
-            yield "attention", maps(start, model, val, "attention"), truth
-            yield "densified attention", maps(start, model, val, "dense"), truth
+        if name in LOOKED_INTO:
+            long = LOOKED_INTO[name]
+            yield f"{long}attention", maps(start, model, val, "attention"), truth
+            yield f"{long}densified attention", maps(start, model, val, "dense"), truth
             many = len(val.classes)
             turned = replace(val, tags=np.roll(val.tags, 1, axis=1))
             back = {c: (c - 2) % many + 1 for c in range(1, many + 1)}
-            yield "wrong class asked for", Renamed(maps(start, model, turned), back), truth
+            yield f"{long}wrong class asked for", Renamed(maps(start, model, turned), back), truth
             asked = {"absent class": turned.tags & ~val.tags, "other class there": turned.tags & val.tags}
             for which, pairs in asked.items():
                 some = replace(val, tags=pairs).select(np.array(val.ids)[pairs.any(1)].tolist())
-                yield f"{which} asked for", Renamed(maps(start, model, some), back), truth.select(some.ids)
+                yield f"{long}{which} asked for", Renamed(maps(start, model, some), back), truth.select(some.ids)
     for name, arm in oracles.items():
         if wants(wanted, name) and (first or not arm.once):
             yield name, *oracle(start, arm)
