@@ -111,7 +111,7 @@ ARMS = {
     "classifier learns from rows": Arm(attend=ROWS, draw=ROWS),
     "half as long": Arm(longer=0.5),
     "twice as long": Arm(longer=2.0),
-    "four times as long": Arm(longer=4.0, once=True),
+    "four times as long": Arm(longer=4.0),
     "attention learns four times as long": Arm(seen=4.0, once=True),
 }
 CONVERGING = [name for name, arm in ARMS.items() if name != "transfernet" and (arm.longer, arm.seen) == (1.0, 1.0)]
@@ -120,7 +120,7 @@ LOOKED_INTO = {"transfernet": "", "twice as long": "twice as long, "}  # arms; w
 ORACLES = {
     "masks of the target": Arm(),
     "twice as long, masks of the target": Arm(longer=2.0),
-    "four times as long, masks of the target": Arm(longer=4.0, once=True),
+    "four times as long, masks of the target": Arm(longer=4.0),
 }
 SWEEP = {"transfernet": Arm(), "10 other classes": Arm(drawn="10"), "5 other classes": Arm(drawn="5")}  # of 20
 SWEEP |= {  # the target's heads and those of the first 5 kinds have one colour; the encoder has learned the 20's images
