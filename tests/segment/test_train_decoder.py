@@ -497,16 +497,40 @@ def test_what_attention_shows_is_held_against_how_frequent_classes_are(monkeypat
 
     def total(loss: RowLoss, model: Any, one: Any) -> torch.Tensor:
         asked.append(loss)
-        return torch.tensor(3 * (guess + above))
+        return one["tags"].sum() * (guess + above)
 
     monkeypatch.setattr(RowLoss, "total", total)
     events: list[str] = []
     cfg = Attend(Shape(width=16), schedule=replace(SHORT, batch=2), device="cpu", precision="fp32", seed=0)
     train_decoder._tried(SimpleNamespace(event=events.append), net(), lambda step: given, cfg, "attend")  # type: ignore[arg-type]
     assert set(asked) == {RowLoss(1.0, 0.0, 0, "rows")}
-    assert len(asked) == 64  # 128 images
+    assert len(asked) == 128  # images
     assert len(events) == told_of
     assert all(f"that of a guess {guess:.2f}" in one for one in events)
+
+
+def test_a_training_that_had_to_split_its_batches_comes_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+                                                                   ) -> None:  # fmt: skip
+    """In each of the three: attention, decoder, adapted. What is tried afterwards must not need more memory."""
+    real, largest = RowLoss.total, list[int]()
+
+    def total(loss: RowLoss, model: Any, one: Any) -> torch.Tensor:
+        if len(one["tags"]) > 2:
+            raise MemoryError("can't allocate memory")
+        largest.append(len(one["tags"]))
+        return real(loss, model, one)
+
+    monkeypatch.setattr(RowLoss, "total", total)
+    run = Run(tmp_path / "run", workers=0)
+    target, aux = TARGET.without_masks(), of_other_classes(SOURCE, TARGET.classes)
+    encoder = train_decoder.pretrained(run, Pretrained("small", "random start", "random", {}), Encoder("small"))
+    attending = train_decoder.attention(run, target, aux.tagged, encoder,
+                                        Attend(Shape(width=16), augment=SMALL, schedule=SHORT, **AUTO))  # fmt: skip
+    model = train_decoder.joint(run, target, aux, attending, Draw(augment=SMALL, schedule=SHORT, **AUTO))
+    other = scenes("scenes:tissue?train=8&val=1&size=48", ("train",)).without_masks()
+    adapted = train_decoder.adapted(run, other, model, Attend(Shape(width=16), augment=SMALL, schedule=SHORT, **AUTO))
+    assert max(largest) == 2  # whole batches were refused, halves of four, too
+    assert adapted.meta["classes"] == list(other.classes)
 
 
 @pytest.mark.parametrize("form", ["conv", "fc", "fc_pooled"])

@@ -313,14 +313,17 @@ def _train(work: Work, model: TransferNet, draws: Alternating, loss: RowLoss, cf
 @torch.no_grad()
 def _tried(work: Work, model: TransferNet, batch: Callable[[int], Batch], cfg: Attend | Draw, part: str) -> None:
     """Say so where what attention shows tells its class no better than a guess that looks at no image: the decoder is
-    shown any place then, and nobody would see why.
+    shown any place then, and nobody would see why. One image at a time: where the loop had to split batches for lack
+    of memory a whole one would not fit here, either.
     """
     lost, asked = 0.0, torch.zeros(model.attention.name.in_features)
     for step in range(math.ceil(ASKED / cfg.schedule.batch)):
-        one = {name: tensor.to(cfg.device) for name, tensor in batch(step).items()}
-        with precision(cfg.device, cfg.precision):
-            lost += float(RowLoss(1.0, 0.0, 0, "rows").total(model, one))
-        asked += one["tags"].sum(0).cpu()
+        given = batch(step)
+        asked += given["tags"].sum(0)
+        for at in range(len(given["tags"])):
+            one = {name: tensor[at : at + 1].to(cfg.device) for name, tensor in given.items()}
+            with precision(cfg.device, cfg.precision):
+                lost += float(RowLoss(1.0, 0.0, 0, "rows").total(model, one))
     if rows := float(asked.sum()):
         guess = float(torch.special.entr(asked / rows).sum())  # who knows but how frequent classes are
         if lost / rows >= guess:
